@@ -73,7 +73,7 @@ MUTATIONS: dict[str, set[str]] = {
     "unknown_model_leaks": UNKNOWN,
     "garbled_utf8": PLAIN | STREAMED | TOOLS,
     "empty_answers": PLAIN | STREAMED | TOOLS | PARALLEL | {"prompt cache", "first token"},
-    "usage_zero": {"chat", "chat, streamed"} | {"messages", "messages, streamed"},
+    "usage_zero": PLAIN | STREAMED | {"prompt cache"},
     "count_404": {"count_tokens"},
     "count_zero": {"count_tokens"},
     "count_constant": {"count_tokens"},
