@@ -32,7 +32,7 @@ EXTRA_CA = "/usr/local/share/ca-certificates"
 def pip_settings() -> dict[str, list[str]]:
     """pip's settings in its own order: global, user and venv files, then the environment."""
     home = Path.home()
-    files = [
+    files: list[str | Path] = [
         *(f"{folder}/pip/pip.conf" for folder in os.environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")),
         "/etc/pip.conf",
         home / ".pip/pip.conf",
@@ -52,9 +52,9 @@ def pip_settings() -> dict[str, list[str]]:
                 for key, value in parser.items(section):
                     found[key.replace("_", "-")] = value.split()
     for key in ("index-url", "extra-index-url", "find-links"):
-        value = os.environ.get("PIP_" + key.replace("-", "_").upper())
-        if value:
-            found[key] = value.split()
+        setting = os.environ.get("PIP_" + key.replace("-", "_").upper())
+        if setting:
+            found[key] = setting.split()
     return found
 
 

@@ -41,7 +41,7 @@ def root() -> Path:
 @pytest.fixture
 def container(host: Any) -> str:
     """The Docker container that is the host."""
-    return str(host.backend.name)
+    return str(host.backend.get_hostname())
 
 
 @pytest.fixture
@@ -64,7 +64,9 @@ def journals(container: str) -> str:
         "for u in $(systemctl list-units --all --plain --no-legend 'vllm@*' 'litellm@*' | cut -d' ' -f1); do "
         'echo "--- $u"; systemctl --no-pager status -n0 "$u"; journalctl --no-pager -n 40 -u "$u"; done'
     )
-    done = subprocess.run(["docker", "exec", container, "sh", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["docker", "exec", container, "sh", "-c", script], capture_output=True, text=True, check=False
+    )
     return done.stdout + done.stderr
 
 
@@ -74,5 +76,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report: Any = yield
     host = getattr(item, "funcargs", {}).get("host")
     if report.when == "call" and report.failed and host is not None and not os.environ.get("NO_JOURNALS"):
-        report.sections.append(("journals of the host", journals(host.backend.name)))
+        report.sections.append(("journals of the host", journals(host.backend.get_hostname())))
     return report  # type: ignore[return-value]

@@ -1,0 +1,95 @@
+"""Faults, last because they disturb the host: a killed engine, a run with everything shown, a restart of the host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import pytest
+from conftest import run, wait_until
+
+MODEL = "local-claude-coder"
+# Long enough that the stream is open when the engine dies.
+LONG = "@say " + "The quick brown fox jumps over the lazy dog. " * 20
+
+
+def client(url: str, key: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=url, auth_token=key, api_key=None, timeout=120, max_retries=0)
+
+
+def answers(url: str, key: str) -> bool:
+    try:
+        message = client(url, key).messages.create(
+            model=MODEL, max_tokens=64, messages=[{"role": "user", "content": "@say back"}]
+        )
+    except anthropic.APIError:
+        return False
+    return any(block.type == "text" and block.text == "back" for block in message.content)
+
+
+def test_engine_killed_during_a_stream(host: Any, gateway_url: str, user_key: str) -> None:
+    """The client gets an error in seconds, the unit comes back by itself, the next call works."""
+    killed_at = 0.0
+    with pytest.raises((anthropic.APIError, anthropic.AnthropicError)):
+        with client(gateway_url, user_key).messages.stream(
+            model=MODEL, max_tokens=1024, messages=[{"role": "user", "content": LONG}]
+        ) as stream:
+            for event in stream:
+                if event.type == "content_block_delta" and not killed_at:
+                    host.check_output("systemctl kill --signal=KILL vllm@coder")
+                    killed_at = time.monotonic()
+            stopped = stream.get_final_message().stop_reason
+            # A stream that just ends looks like a finished answer to no client: it must say how it ended.
+            assert stopped, "the stream ended without a word"
+            pytest.fail(f"a full answer ({stopped}) from a killed engine")
+    assert killed_at, "the engine died before its first token"
+    assert time.monotonic() - killed_at < 30
+    wait_until(lambda: host.run("curl -fsS http://127.0.0.1:8000/health").rc == 0, 240, "the engine is up again")
+    assert host.service("vllm@coder").systemd_properties["NRestarts"] == "1"
+    wait_until(lambda: answers(gateway_url, user_key), 60, "the next call works")
+
+
+def all_keys(host: Any) -> dict[str, str]:
+    names = host.check_output("ls -1 /etc/modelhost/litellm/keys/* /etc/modelhost/vllm/*.key").split()
+    return {name: host.file(name).content_string.strip() for name in names}
+
+
+def test_no_secret_in_a_verbose_run_with_diff(host: Any, container: str, root: Path, tmp_path: Path) -> None:
+    """A user's key is made, and files that hold keys are rendered again, with everything shown."""
+    for file in ("/etc/modelhost/litellm/litellm.env", "/etc/modelhost/litellm/config.yaml"):
+        host.check_output("rm -f %s", file)
+    extra = '{"litellm_users": [{"name": "demo", "models": ["coder"]}, {"name": "passer-by", "models": ["coder"]}]}'
+    command = ["ansible-playbook", "site.yml", "-i", os.environ["MODELHOST_INVENTORY"], "-vvv", "--diff", "-e", extra]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    shown = done.stdout + done.stderr
+    (root / ".cache/logs").mkdir(parents=True, exist_ok=True)
+    assert done.returncode == 0, shown[-4000:]
+    keys = all_keys(host)
+    assert any(name.endswith("/passer-by") for name in keys)
+    for name, key in keys.items():
+        assert len(key) >= 40
+        assert key not in shown, f"{name} was shown"
+
+
+def test_everything_is_up_after_a_restart_of_the_host(host: Any, container: str, user_key: str) -> None:
+    run("docker", "restart", "--time", "60", container)
+    state = wait_until(
+        lambda: (
+            value
+            if (value := host.run("systemctl is-system-running --wait").stdout.strip()) in ("running", "degraded")
+            else ""
+        ),
+        300,
+        "systemd is up",
+    )
+    assert state == "running", host.run("systemctl --failed --no-pager").stdout
+
+    def url() -> str:
+        return "http://" + run("docker", "port", container, "4000/tcp").stdout.splitlines()[0]
+
+    wait_until(lambda: host.run("curl -fsS http://127.0.0.1:8000/health").rc == 0, 240, "the engine is up")
+    wait_until(lambda: answers(url(), user_key), 120, "a call works")
