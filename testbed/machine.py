@@ -27,6 +27,8 @@ PYPI = "https://pypi.org/simple"
 NPM = "https://registry.npmjs.org/"
 # Where distributions look for certificates that an administrator added (Debian, Ubuntu).
 EXTRA_CA = "/usr/local/share/ca-certificates"
+SYSTEM_PIP_CONF = "/etc/pip.conf"
+SYSTEM_NPMRC = ("/etc/npmrc", "/usr/etc/npmrc", "/usr/local/etc/npmrc")
 
 
 def pip_settings() -> dict[str, list[str]]:
@@ -34,7 +36,7 @@ def pip_settings() -> dict[str, list[str]]:
     home = Path.home()
     files: list[str | Path] = [
         *(f"{folder}/pip/pip.conf" for folder in os.environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")),
-        "/etc/pip.conf",
+        SYSTEM_PIP_CONF,
         home / ".pip/pip.conf",
         Path(os.environ.get("XDG_CONFIG_HOME", home / ".config")) / "pip/pip.conf",
     ]
@@ -67,7 +69,7 @@ def local_folder(link: str) -> str:
 def npm_registry() -> str:
     """npm's registry, read from its environment and files (npm itself may not be here)."""
     registry = os.environ.get("NPM_CONFIG_REGISTRY") or os.environ.get("npm_config_registry") or ""
-    for file in (Path.home() / ".npmrc", "/etc/npmrc", "/usr/etc/npmrc", "/usr/local/etc/npmrc"):
+    for file in (Path.home() / ".npmrc", *SYSTEM_NPMRC):
         if registry:
             break
         try:
@@ -107,6 +109,10 @@ def detect() -> dict[str, Any]:
     }
     for name in ("http_proxy", "https_proxy", "no_proxy"):
         settings[f"host_base_{name}"] = os.environ.get(name) or os.environ.get(name.upper()) or ""
+    if settings["host_base_no_proxy"]:
+        # The role's default, which a bare no_proxy would lose.
+        settings["host_base_no_proxy"] += ",localhost,127.0.0.1,::1"
+    # pip's extra-index-url is left out on purpose: pip takes the best of all indexes, uv the first that knows a name.
     # Folders that test hosts get read-only under the same path.
     settings["testbed_shared_folders"] = [folder for link in links if (folder := local_folder(link))]
     return {key: value for key, value in settings.items() if value}

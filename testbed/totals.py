@@ -13,10 +13,7 @@ from pathlib import Path
 
 
 def add_case(file: Path, name: str, code: str, seconds: str, log: Path) -> None:
-    if file.exists():
-        suite = ET.parse(file).getroot()
-    else:
-        suite = ET.Element("testsuite", name=file.stem)
+    suite = ET.parse(file).getroot() if file.exists() else ET.Element("testsuite", name=file.stem)
     case = ET.SubElement(suite, "testcase", classname=file.stem, name=name, time=seconds)
     if code != "0":
         failure = ET.SubElement(case, "failure", message=f"exit code {code}")
