@@ -80,6 +80,8 @@ def test_scripts_with_a_first_line_are_executable() -> None:
     for path in tracked():
         if path.is_symlink() or not path.is_file() or "/plugins/modules/" in str(path) or "/files/" in str(path):
             continue
+        if path.suffix == ".j2":
+            continue
         with path.open("rb") as handle:
             if handle.read(2) == b"#!":
                 assert path.stat().st_mode & 0o111, f"{path} has a first line for execution, but not the mode"
@@ -189,7 +191,6 @@ def test_tarball_holds_what_it_should_and_no_more(tarball: Path) -> None:
 
 def test_installed_collection_runs_by_name(tarball: Path, tmp_path: Path) -> None:
     """A play outside the repository uses a role and a plugin of the installed collection."""
-    ansible("ansible-galaxy", "collection", "install", "--offline", "-p", str(tmp_path / "collections"), str(tarball))
     (tmp_path / "ansible.cfg").write_text("")
     (tmp_path / "play.yml").write_text(
         """
@@ -212,6 +213,20 @@ def test_installed_collection_runs_by_name(tarball: Path, tmp_path: Path) -> Non
 """,
         encoding="utf-8",
     )
-    environment = {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"), "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg")}
+    environment = {
+        "ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"),
+        "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg"),
+    }
+    install = [
+        "ansible-galaxy",
+        "collection",
+        "install",
+        "--offline",
+        "-p",
+        str(tmp_path / "collections"),
+        str(tarball),
+    ]
+    # Elsewhere than in the checkout, whose own ansible.cfg would say that the collection is there already.
+    ansible(*install, cwd=tmp_path, env=environment)
     ansible("ansible-playbook", "-i", "localhost,", "--syntax-check", "play.yml", cwd=tmp_path, env=environment)
     ansible("ansible-playbook", "-i", "localhost,", "play.yml", cwd=tmp_path, env=environment)
