@@ -25,6 +25,8 @@ def main(folder: Path, url: str) -> None:
         print(f"export {key}={shlex.quote(value)}")
     print(f'ANTHROPIC_AUTH_TOKEN="$(cat {shlex.quote(str(folder / "key"))})"')
     print("export ANTHROPIC_AUTH_TOKEN")
+    permissions = {"permissions": settings["permissions"]} if "permissions" in settings else {}
+    (folder / "claude" / "settings.json").write_text(json.dumps(permissions, indent=2), encoding="utf-8")
     # The first start of a fresh folder asks the vendor's servers otherwise.
     state = folder / "claude" / ".claude.json"
     if not state.exists():
