@@ -104,4 +104,4 @@ def snippet(env: dict[str, str], key_file: str) -> str:
     """Shell lines that do the same for one terminal; the key is read when they run."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     lines.insert(1, f'export ANTHROPIC_AUTH_TOKEN="$(cat {shlex.quote(key_file)})"')
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

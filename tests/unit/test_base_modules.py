@@ -1,0 +1,189 @@
+"""Modules and action plugins that every role uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.modelhost.serving.plugins.action import wait_unit
+from ansible_collections.modelhost.serving.plugins.module_utils import preflight, problems, site_report
+from ansible_collections.modelhost.serving.plugins.modules import host_probe, python_release, unit_running
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def module(name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
+    """A module of ours run as a program, as Ansible does it."""
+    arguments["_ansible_check_mode"] = check
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "plugins/modules" / f"{name}.py")],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}), capture_output=True, text=True, check=False,
+        env={**os.environ, "_ANSIBLE_TEST": "1"},
+    )  # fmt: skip
+    result: dict[str, Any] = json.loads(done.stdout or "{}")
+    result["_text"] = done.stdout + done.stderr
+    return result
+
+
+def test_secret_file_makes_one_secret_and_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    assert module("secret_file", check=True, path=str(path))["changed"]
+    assert not path.exists()
+    first = module("secret_file", path=str(path), mode="0600")
+    secret = path.read_text().strip()
+    assert first["changed"]
+    assert secret.startswith("sk-")
+    assert len(secret) > 40
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    second = module("secret_file", path=str(path), mode="0600")
+    assert not second["changed"]
+    assert path.read_text().strip() == secret
+    assert secret not in first["_text"] + second["_text"]
+
+
+def test_secret_file_in_a_second_form_follows_the_first(tmp_path: Path) -> None:
+    key, env = tmp_path / "key", tmp_path / "env"
+    arguments: dict[str, Any] = {"path": str(env), "secret_path": str(key), "template": "VLLM_API_KEY={}"}
+    assert module("secret_file", check=True, **arguments)["changed"]
+    assert "there is no file" in module("secret_file", **arguments)["msg"]
+    key.write_text("sk-one\n")
+    assert module("secret_file", **arguments)["changed"]
+    assert env.read_text() == "VLLM_API_KEY=sk-one\n"
+    assert not module("secret_file", **arguments)["changed"]
+    key.write_text("sk-two\n")
+    assert module("secret_file", **arguments)["changed"]
+    assert env.read_text() == "VLLM_API_KEY=sk-two\n"
+    assert module("secret_file", path=str(env), state="absent")["changed"]
+    assert not env.exists()
+    assert not module("secret_file", path=str(env), state="absent")["changed"]
+
+
+def test_a_release_is_named_after_all_that_goes_into_it() -> None:
+    one = python_release.release_name("1.0", "lock a", [], [], ">=3.11")
+    assert one.startswith("1.0-")
+    assert one != python_release.release_name("1.0", "lock b", [], [], ">=3.11")
+    assert one != python_release.release_name("1.0", "lock a", ["x"], [], ">=3.11")
+    assert one == python_release.release_name("1.0", "lock a", [], [], ">=3.11")
+
+
+def test_metadata_only_distribution_is_found(tmp_path: Path) -> None:
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    site.mkdir(parents=True)
+    python_release.write_metadata(str(tmp_path), {"vllm": "0.32.0+cpu"})
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "0.32.0+cpu"
+
+
+def test_younger_files_are_found_and_links_count_by_themselves(tmp_path: Path) -> None:
+    old, new, link = tmp_path / "old", tmp_path / "new", tmp_path / "link"
+    old.touch()
+    new.touch()
+    os.utime(old, (100, 100))
+    os.utime(new, (300, 300))
+    link.symlink_to(old)
+    os.utime(link, (300, 300), follow_symlinks=False)
+    found = unit_running.younger([str(old), str(new), str(link), str(tmp_path / "missing")], 200.0)
+    assert found == [str(new), str(link)]
+
+
+@pytest.mark.parametrize(
+    ("state", "over"),
+    [
+        ({"ActiveState": "failed"}, True),
+        ({"ActiveState": "inactive", "Job": "12"}, False),
+        ({"ActiveState": "inactive"}, True),
+        ({"ActiveState": "activating"}, False),
+    ],
+)
+def test_a_wait_ends_with_the_unit(state: dict[str, str], over: bool) -> None:
+    assert wait_unit.ended(state) is over
+
+
+def test_the_last_phase_in_the_journal_counts() -> None:
+    phases = [{"pattern": "Loading", "phase": "loading"}, {"pattern": "KV cache", "phase": "cache"}]
+    assert wait_unit.phase_of(["Loading a", "GPU KV cache size", "…"], phases) == "cache"
+    assert wait_unit.phase_of(["nothing"], phases) == "starting"
+
+
+def probe(**values: Any) -> dict[str, Any]:
+    """What host_probe finds on a host that is fit."""
+    return {
+        "distribution": "ubuntu", "distribution_version": "24.04", "distribution_name": "Ubuntu 24.04",
+        "architecture": "x86_64", "cpu_model": "Xeon", "cpu_flags": ["avx2"], "cpu_count": 8,
+        "memory": {"total": 64 * preflight.GIB, "available": 60 * preflight.GIB},
+        "disk": {"/opt": {"free": 100 * preflight.GIB, "mount": "/"},
+                 "/var/lib": {"free": 100 * preflight.GIB, "mount": "/"}},
+        "glibc": "2.39", "systemd": "255", "systemd_is_init": True, "pythons": ["3.12"], "nvidia_driver": "",
+        "wsl": False, "listeners": {}, "is_root": True, "deployed": False, **values,
+    }  # fmt: skip
+
+
+VARIABLES = {"vllm_instances": [{"name": "coder", "model": "loopback"}]}
+GROUPS = {"engines": ["box"], "gateways": ["box"]}
+SETTINGS = {"min_disk_gib": 8}
+
+
+def judged(**values: Any) -> str:
+    """The report on a host with these findings."""
+    return problems.report(preflight.problems("box", probe(**values), SETTINGS, VARIABLES, GROUPS))
+
+
+def test_a_fit_host_passes() -> None:
+    assert judged() == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "promised"),
+    [
+        ({"cpu_flags": ["avx"]}, "needs AVX2"),
+        ({"glibc": "2.27"}, "glibc 2.34"),
+        ({"systemd": "237"}, "systemd 247"),
+        ({"systemd_is_init": False}, "/etc/wsl.conf"),
+        ({"is_root": False}, "ansible_become"),
+        ({"architecture": "aarch64"}, "x86-64"),
+        ({"memory": {"total": 2 * preflight.GIB, "available": 1}}, "the instances need 3.5 GiB"),
+        ({"disk": {"/opt": {"free": preflight.GIB, "mount": "/"}}}, "8.0 GiB there"),
+        (
+            {"listeners": {"4000": [{"address": "0.0.0.0", "process": "nginx", "unit": "nginx.service"}]}},
+            "litellm_port = 4000\n    port 4000 is taken on this host: nginx.service listens on 0.0.0.0",
+        ),
+        (
+            {"listeners": {"8000": [{"address": "127.0.0.1", "process": "python3", "unit": ""}]}},
+            "vllm_instances[0].port = 8000",
+        ),
+    ],
+)
+def test_what_stands_against_a_host(values: dict[str, Any], promised: str) -> None:
+    assert promised in judged(**values)
+
+
+def test_our_own_units_may_hold_their_ports() -> None:
+    ours = {"listeners": {"8000": [{"address": "127.0.0.1", "process": "vllm", "unit": "vllm@coder.service"}]}}
+    assert judged(**ours) == ""
+
+
+def test_probe_of_this_machine_is_complete() -> None:
+    found = host_probe.probe(["/opt", "/no/such/folder"])
+    assert set(found) == set(probe())
+    assert found["memory"]["total"] > 0
+    assert found["disk"]["/no/such/folder"]["free"] > 0
+
+
+def test_the_same_problem_on_several_hosts_is_told_once() -> None:
+    found = [problems.problem(host, "x", 1, "bad", "do it") for host in ("a", "b")]
+    assert problems.report(found) == "a, b: x = 1\n    bad\n    → do it"
+
+
+def test_report_without_a_gateway_names_the_engines_api() -> None:
+    text = "\n".join(site_report.lines({"engines": ["box"]}, {"box": VARIABLES}))
+    assert "API service only" in text
+    assert "http://127.0.0.1:8000/v1" in text
