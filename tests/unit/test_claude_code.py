@@ -79,7 +79,7 @@ def test_the_snippet_runs_in_sh(tmp_path: pathlib.Path) -> None:
     text = claude_code.snippet(env, str(key))
     assert "sk-snippet" not in text
     done = subprocess.run(
-        ["sh", "-euc", text + 'env; printf "ODD=%s\\n" "$ODD"'],
+        ["sh", "-euc", text + '\nenv; printf "ODD=%s\\n" "$ODD"'],
         capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]},
     )  # fmt: skip
     lines = done.stdout.splitlines()
