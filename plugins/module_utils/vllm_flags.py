@@ -156,7 +156,7 @@ def builder_revision(builder: str) -> str:
     folder = ROOT / "roles" / "model_store" / "files" / builder
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".py", ".jinja"):
+        if path.is_file() and path.suffix != ".md":
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
