@@ -20,6 +20,15 @@ REPEAT = 15.0
 WIDTH = 110
 
 
+#: What vLLM and uvicorn put before a message: process, level, time, place.
+PREFIX = re.compile(r"^(?:\(\S+ pid=\d+\) )?(?:(?:INFO|WARNING|ERROR):?\s+)?(?:[\d-]+ [\d:]+ )?(?:\[[\w.]+:\d+\] )?")
+
+
+def message(line: str) -> str:
+    """A journal line without what stands before its message."""
+    return PREFIX.sub("", line).strip()
+
+
 def phase_of(lines: list[str], phases: list[dict[str, str]]) -> str:
     """The phase that the last matching line of the journal stands for."""
     for line in reversed(lines):
@@ -49,7 +58,8 @@ class ActionModule(ActionBase):
         return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
 
     def _journal(self, unit: str, lines: int, invocation: str = "") -> list[str]:
-        selection = f"_SYSTEMD_INVOCATION_ID={invocation}" if invocation else "-u " + shlex.quote(unit)
+        selection = (f"_SYSTEMD_INVOCATION_ID={invocation} _SYSTEMD_UNIT={shlex.quote(unit)}" if invocation
+                     else "-u " + shlex.quote(unit))
         out = self._sh(f"journalctl --no-pager -o cat -n {lines} {selection}")
         return [line for line in out.splitlines() if line.strip()]
 
@@ -67,21 +77,24 @@ class ActionModule(ActionBase):
 
         begun = time.monotonic()
         shown, shown_at = "", begun
+        restarts: int | None = None
         while True:
             state = self._state(unit)
             passed = time.monotonic() - begun
             if state.get("ActiveState") == "active":
                 return {**result, "changed": False, "seconds": round(passed, 1)}
-            # A unit that was restarted by systemd after a failed start counts as failed here.
-            if ended(state) or int(state.get("NRestarts") or 0) > 0 or passed > timeout:
+            # A unit that ended and that systemd starts again, while we wait, counts as failed too.
+            now = int(state.get("NRestarts") or 0)
+            restarts = now if restarts is None else restarts
+            if ended(state) or now > restarts or passed > timeout:
                 journal = self._journal(unit, int(arguments.get("journal_lines", 40)))
                 why = (f"did not become active within {timeout} s" if passed > timeout
-                       else f"did not start ({state.get('Result', 'unknown')})")
+                       else "ended while it was starting")
                 return {**result, "failed": True, "changed": False,
                         "msg": f"{unit} on {host} {why}. The end of its journal:\n" + "\n".join(journal)}
             journal = self._journal(unit, 200, state.get("InvocationID", ""))
             phase = phase_of(journal, phases)
-            last = journal[-1][:WIDTH] if journal else ""
+            last = message(journal[-1])[:WIDTH] if journal else ""
             if phase != shown or time.monotonic() - shown_at > REPEAT:
                 display.display(f"    {host}  {unit}  {passed:4.0f} s  {phase}: {last}")
                 shown, shown_at = phase, time.monotonic()

@@ -56,6 +56,8 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "shutdown_timeout": 20,
     # One line for each request would fill the journal.
     "disable_uvicorn_access_log": True,
+    # Pages that answer without a key.
+    "disable_fastapi_docs": True,
 }
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")

@@ -114,6 +114,18 @@ def test_the_last_phase_in_the_journal_counts() -> None:
     assert wait_unit.phase_of(["nothing"], phases) == "starting"
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("(Worker pid=7248) INFO 11-21 10:51:57 [default_loader.py:501] Loading weights took 1 s", "Loading weights took 1 s"),
+        ("INFO:     Waiting for application startup.", "Waiting for application startup."),
+        ("Loading shards: 100% | 1/1", "Loading shards: 100% | 1/1"),
+    ],
+)
+def test_progress_shows_the_message_alone(line: str, shown: str) -> None:
+    assert wait_unit.message(line) == shown
+
+
 def probe(**values: Any) -> dict[str, Any]:
     """What host_probe finds on a host that is fit."""
     return {
