@@ -46,7 +46,7 @@ def instances_of(hostvars: Any, groups: dict[str, list[str]]) -> list[str]:
     """Names of the instances of all engine hosts, each once."""
     found: dict[str, None] = {}
     for host in groups.get("engines", []):
-        variables = hostvars[host] if host in hostvars else {}
+        variables = hostvars.get(host, {})
         instances = variables.get("vllm_instances")
         for instance in instances if isinstance(instances, list) else []:
             if isinstance(instance, dict) and isinstance(instance.get("name"), str):
@@ -154,7 +154,8 @@ def number_problems(host: str, variables: Any) -> list[dict[str, Any]]:
     found = []
     port = variables.get("litellm_port", PORT)
     if not isinstance(port, int) or isinstance(port, bool) or not 1024 <= port <= 65535:
-        found.append(problem(host, "litellm_port", port, "the gateway runs without privileges and needs a port above 1023",
+        found.append(problem(host, "litellm_port", port,
+                             "the gateway runs without privileges and needs a port above 1023",
                              "set a number from 1024 to 65535; usual are 4000 and 8080"))
     for name in ("litellm_request_timeout", "litellm_stream_timeout", "litellm_start_timeout"):
         value = variables.get(name)
@@ -194,7 +195,7 @@ def address_problems(host: str, variables: Any, groups: dict[str, list[str]]) ->
     for index, instance in enumerate(instances if isinstance(instances, list) else []):
         if isinstance(instance, dict) and instance.get("port", 8000) == port:
             found.append(problem(host, "litellm_port", port,
-                                 f"vllm_instances[{index}] ({instance.get('name')}) listens on the same port of this host",
+                                 f"vllm_instances[{index}] ({instance.get('name')}) has the same port on this host",
                                  f"set another one, such as {PORT if port != PORT else 8080}"))
     address = str(variables.get("litellm_bind_address", BIND_ADDRESS))
     if not (address.startswith("127.") or address in ("::1", "localhost")):
@@ -210,7 +211,7 @@ def problems(hostvars: Any, groups: dict[str, list[str]]) -> list[dict[str, Any]
     names = instances_of(hostvars, groups)
     found = []
     for host in groups.get("gateways", []):
-        variables = hostvars[host] if host in hostvars else {}
+        variables = hostvars.get(host, {})
         if variables.get("litellm_state") == "absent":
             continue
         found += user_problems(host, variables.get("litellm_users") or [], names)

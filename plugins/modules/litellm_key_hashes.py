@@ -75,7 +75,8 @@ def hashed(key):
 
 def content(models, users, read):
     """The file's text; `read` gives a user's key. Two users with one key are refused."""
-    entries, owners = [], {}
+    entries = []
+    owners: dict = {}
     for user in users:
         key = read(user["name"])
         if not key.strip():

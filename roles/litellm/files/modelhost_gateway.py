@@ -12,6 +12,7 @@ Nothing of LiteLLM is imported before it is needed, so that the tests need no Li
 """
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import hmac
@@ -273,10 +274,8 @@ def reword(status: int, raw: bytes, anthropic: bool) -> tuple[int, bytes]:
         message, kind = str(error["message"]), error.get("type")
     except (ValueError, KeyError, TypeError):
         detail = None
-        try:
+        with contextlib.suppress(ValueError, AttributeError):
             detail = json.loads(raw).get("detail")
-        except (ValueError, AttributeError):
-            pass
         message, kind, error = str(detail or "HTTP %d" % status), None, {}
     new_status, message = plain(status, message)
     if anthropic:
@@ -303,7 +302,8 @@ def reword_event(chunk: bytes, anthropic: bool) -> bytes:
                 content = None
             error = content.get("error") if isinstance(content, dict) else None
             # Only an event that is nothing but an error; never one of the model's own text.
-            if isinstance(error, dict) and set(content) <= {"type", "error"} and content.get("type", "error") == "error":
+            if isinstance(error, dict) and set(content) <= {"type", "error"} \
+                    and content.get("type", "error") == "error":
                 _, message = plain(500, str(error.get("message", "")))
                 content["error"] = {**error, "message": message}
                 if anthropic:
@@ -445,5 +445,5 @@ def set_up() -> None:
         app.middleware_stack = app.build_middleware_stack()
     app.middleware_stack = Front(app.middleware_stack)
     counter = _make_counter()
-    VLLMModelInfo.get_token_counter = lambda self: counter
+    VLLMModelInfo.get_token_counter = lambda _self: counter
     STORE.refresh()
