@@ -96,7 +96,9 @@ def port_problems(host: str, probe: dict[str, Any], wanted: list[tuple[int, str,
     found = []
     for port, unit, variable in wanted:
         for owner in probe["listeners"].get(str(port), []):
-            if owner["unit"] != unit:
+            ours = owner["unit"] == unit or (
+                not owner["process"] and owner["user"] == unit.split("@")[0] and unit in probe["active_units"])
+            if not ours:
                 who = owner["unit"] or owner["process"] or "another program"
                 found.append(problem(
                     host, variable, port,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import pwd
 import re
 import shutil
 import socket
@@ -93,7 +94,7 @@ def listeners():
             raw = bytes.fromhex(address)
             family = socket.AF_INET if width == 8 else socket.AF_INET6
             words = b"".join(raw[i:i + 4][::-1] for i in range(0, len(raw), 4))
-            sockets[fields[9]] = (int(port, 16), socket.inet_ntop(family, words))
+            sockets[fields[9]] = (int(port, 16), socket.inet_ntop(family, words), int(fields[7]))
     owners = {}
     for link in glob.glob("/proc/[0-9]*/fd/*"):
         try:
@@ -103,13 +104,33 @@ def listeners():
         if target.startswith("socket:[") and target[8:-1] in sockets:
             owners.setdefault(target[8:-1], link.split("/")[2])
     found = {}
-    for inode, (port, address) in sockets.items():
+    for inode, (port, address, uid) in sockets.items():
         pid = owners.get(inode, "")
         units = re.findall(r"([^/\n]+\.service)", read("/proc/%s/cgroup" % pid)) if pid else []
         found.setdefault(str(port), []).append({
             "address": address, "process": read("/proc/%s/comm" % pid).strip() if pid else "",
-            "unit": units[-1] if units else ""})
+            "unit": units[-1] if units else "", "user": user_name(uid)})
     return found
+
+
+def user_name(uid):
+    """An account's name, or its number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def active_units():
+    """Units of ours that run. Where a root without all rights cannot see into processes, this and
+    the account tell whose port it is."""
+    try:
+        out = subprocess.run(
+            ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm@*", "litellm@*"],
+            capture_output=True, text=True, check=False, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.split()[0] for line in out.splitlines() if line.strip()]
 
 
 def version_of(command, pattern):
@@ -152,6 +173,7 @@ def probe(paths):
         "nvidia_driver": "".join(re.findall(r"Kernel Module.*?\s(\d+\.\d+[.\d]*)", read("/proc/driver/nvidia/version"))[:1]),
         "wsl": "microsoft" in read("/proc/version").lower(),
         "listeners": listeners(),
+        "active_units": active_units(),
         "is_root": os.geteuid() == 0,
         # Space that a first deployment needs is not asked for again.
         "deployed": os.path.exists("/opt/modelhost/bin/uv"),

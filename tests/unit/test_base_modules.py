@@ -135,7 +135,7 @@ def probe(**values: Any) -> dict[str, Any]:
         "disk": {"/opt": {"free": 100 * preflight.GIB, "mount": "/"},
                  "/var/lib": {"free": 100 * preflight.GIB, "mount": "/"}},
         "glibc": "2.39", "systemd": "255", "systemd_is_init": True, "pythons": ["3.12"], "nvidia_driver": "",
-        "wsl": False, "listeners": {}, "is_root": True, "deployed": False, **values,
+        "wsl": False, "listeners": {}, "active_units": [], "is_root": True, "deployed": False, **values,
     }  # fmt: skip
 
 
@@ -165,11 +165,11 @@ def test_a_fit_host_passes() -> None:
         ({"memory": {"total": 2 * preflight.GIB, "available": 1}}, "the instances need 3.5 GiB"),
         ({"disk": {"/opt": {"free": preflight.GIB, "mount": "/"}}}, "8.0 GiB there"),
         (
-            {"listeners": {"4000": [{"address": "0.0.0.0", "process": "nginx", "unit": "nginx.service"}]}},
+            {"listeners": {"4000": [{"address": "0.0.0.0", "process": "nginx", "unit": "nginx.service", "user": "root"}]}},
             "litellm_port = 4000\n    port 4000 is taken on this host: nginx.service listens on 0.0.0.0",
         ),
         (
-            {"listeners": {"8000": [{"address": "127.0.0.1", "process": "python3", "unit": ""}]}},
+            {"listeners": {"8000": [{"address": "127.0.0.1", "process": "", "unit": "", "user": "vllm"}]}},
             "vllm_instances[0].port = 8000",
         ),
     ],
@@ -181,6 +181,8 @@ def test_what_stands_against_a_host(values: dict[str, Any], promised: str) -> No
 def test_our_own_units_may_hold_their_ports() -> None:
     ours = {"listeners": {"8000": [{"address": "127.0.0.1", "process": "vllm", "unit": "vllm@coder.service"}]}}
     assert judged(**ours) == ""
+    hidden = {"8000": [{"address": "127.0.0.1", "process": "", "unit": "", "user": "vllm"}]}
+    assert judged(listeners=hidden, active_units=["vllm@coder.service"]) == ""
 
 
 def test_probe_of_this_machine_is_complete() -> None:
