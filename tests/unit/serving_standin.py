@@ -17,7 +17,7 @@ from typing import Any, Optional
 KEY = "sk-standin-key-0123456789"
 MODEL = "local-claude-coder"
 
-_STEP = re.compile(r"^\s*@(call|also|say)\s*(.*)$")
+_STEP = re.compile(r"^\s*@(call|also|say|result)\s*(.*)$")
 
 
 def _text(content: Any) -> str:
@@ -35,6 +35,18 @@ def _is_tool_result(message: dict) -> bool:
     )
 
 
+def _results(messages: list[dict]) -> str:
+    found = []
+    for message in messages:
+        if message["role"] == "assistant":
+            found = []
+        elif message["role"] == "tool":
+            found.append(_text(message["content"]))
+        elif isinstance(message.get("content"), list):
+            found += [_text(part.get("content")) for part in message["content"] if part.get("type") == "tool_result"]
+    return "\n".join(found)
+
+
 def _steps(text: str) -> list[dict]:
     """Turn script lines into steps, one step for each turn of the assistant."""
     steps: list[dict] = []
@@ -45,6 +57,9 @@ def _steps(text: str) -> list[dict]:
         verb, rest = match.groups()
         if verb == "say":
             steps.append({"text": rest, "calls": []})
+            continue
+        if verb == "result":
+            steps.append({"text": rest + " ", "calls": [], "result": True})
             continue
         name, _, arguments = rest.partition(" ")
         call = {"name": name, "input": json.loads(arguments or "{}")}
@@ -63,14 +78,22 @@ def reply(body: dict) -> dict:
         if message["role"] == "assistant":
             turns_since += 1
         elif message["role"] == "user" and not _is_tool_result(message):
-            last = _text(message.get("content"))
+            # Claude Code puts reminders of its own before what the person typed.
+            last = re.sub(r"<system-reminder>.*?</system-reminder>\s*", "", _text(message.get("content")), flags=re.S)
             break
         elif message["role"] == "user" and _steps(_text(message.get("content"))):
             last = _text(message.get("content"))
             break
     steps = _steps(last)
+    if steps and turns_since < len(steps):
+        step = steps[turns_since]
+        # The tools' results, as text.
+        text = step["text"] + (_results(body["messages"]) if step.get("result") else "")
+        return {"text": text, "calls": step["calls"]}
     if steps:
-        return steps[min(turns_since, len(steps) - 1)] if turns_since < len(steps) else {"text": "done", "calls": []}
+        return {"text": "done", "calls": []}
+    if any(tool.get("name") == "Bash" for tool in body.get("tools") or []):
+        return {"text": "loopback: It was told: " + last[-200:], "calls": []}
     if body.get("tools") and turns_since == 0:
         tool = body["tools"][0]
         name = tool.get("name") or tool["function"]["name"]
