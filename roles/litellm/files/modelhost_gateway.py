@@ -229,12 +229,13 @@ ANTHROPIC_TYPES = {
 }
 
 #: How LiteLLM wraps what an engine answered.
-_WRAPPED = re.compile(r"^(?:litellm\.\w+: )?(?:\w+: )?Hosted_vllmException - (.*?)"
+_WRAPPED = re.compile(r"^(?:[\w.]+: )*Hosted_vllmException - (.*?)"
                       r"(?:\n+(?:Deployment Info:|LiteLLM: model group).*)?$", re.DOTALL)
 _UNREACHABLE = re.compile(r"Cannot connect to host|Connection error|Connect call failed|Name or service not known"
                           r"|Server disconnected|payload is not completed|Connection reset", re.IGNORECASE)
 _TOO_SLOW = re.compile(r"Timeout Error|Timeout on reading|Connection timed out|timed out", re.IGNORECASE)
 _TOO_LONG = re.compile(r"maximum context length|longer than the maximum model length", re.IGNORECASE)
+_LENGTHS = re.compile(r"maximum context length is (\d+) tokens.*?(?:contains at least|requested) (\d+)", re.DOTALL)
 
 NO_ENGINE = ("The engine behind this model does not answer: it is starting, restarting or stopped."
              " Try again in a moment. Administrators: systemctl status 'vllm@*' on the engine's host.")
@@ -250,19 +251,20 @@ def plain(status: int, message: str) -> tuple[int, str]:
     wrapped = _WRAPPED.match(message.strip())
     inner = wrapped.group(1).strip() if wrapped else message.strip()
     if inner.startswith("{"):
-        try:
-            content = json.loads(inner)
+        # LiteLLM may add remarks of its own behind the engine's JSON.
+        with contextlib.suppress(ValueError, AttributeError):
+            content, _ = json.JSONDecoder().raw_decode(inner)
             found = content.get("error", content)
             inner = str(found.get("message") or inner) if isinstance(found, dict) else str(found)
-        except (ValueError, AttributeError):
-            pass
     if status >= 500 and _UNREACHABLE.search(inner):
         return 503, NO_ENGINE
     if status in (408, 500, 504) and _TOO_SLOW.search(inner):
         return 504, TOO_SLOW
     if status == 400 and _TOO_LONG.search(inner) and "prompt is too long" not in inner.lower():
         # These words are how Claude Code knows that it has to compact.
-        inner = "prompt is too long: " + inner
+        lengths = _LENGTHS.search(inner)
+        inner = "prompt is too long: " + (
+            "%s tokens > %s maximum" % (lengths.group(2), lengths.group(1)) if lengths else inner)
     return status, inner
 
 
@@ -341,7 +343,9 @@ class Front:
                 " /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings and /v1/models."
                 % (scope["method"], path[:80])), "type": "not_found_error"}}).encode(), anthropic))
             return
-        await self.inner(scope, receive, send if open_probe else _Reworder(send, anthropic))
+        # LiteLLM would compress errors, and then nobody could read them here; answers are small.
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+        await self.inner({**scope, "headers": headers}, receive, send if open_probe else _Reworder(send, anthropic))
 
 
 class _Reworder:
