@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import types
 import urllib.parse
 
 import jinja2
@@ -13,8 +14,11 @@ import jinja2.sandbox
 MODEL = pathlib.Path(__file__).resolve().parents[2] / "roles/model_store/files/loopback_model"
 
 
-def load_build():
+def load_build() -> types.ModuleType:
+    """The builder as a module; it is a script in a folder that is no package."""
     spec = importlib.util.spec_from_file_location("loopback_build", MODEL / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -69,6 +73,4 @@ def tool(name, **schema):
     return {"type": "function", "function": {"name": name, "description": name, "parameters": schema}}
 
 
-WEATHER = tool(
-    "get_weather", properties={"city": {"type": "string"}, "unit": {"type": "string"}}, required=["city"]
-)
+WEATHER = tool("get_weather", properties={"city": {"type": "string"}, "unit": {"type": "string"}}, required=["city"])

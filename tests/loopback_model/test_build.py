@@ -95,9 +95,7 @@ def test_the_files_agree_with_each_other(files):
 
 def test_all_embeddings_have_the_same_norm(files):
     shape, values = tensors(files)["model.embed_tokens.weight"]
-    norms = {
-        sum(value * value for value in values[row * shape[1] : (row + 1) * shape[1]]) for row in range(shape[0])
-    }
+    norms = {sum(value * value for value in values[row * shape[1] : (row + 1) * shape[1]]) for row in range(shape[0])}
     assert norms == {64.0}
 
 

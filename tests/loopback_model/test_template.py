@@ -56,7 +56,10 @@ def test_a_longer_reply_is_refused_in_words(text):
 def test_random_text():
     rng = random.Random(1)
     for _ in range(200):
-        text = "".join(chr(rng.choice([rng.randrange(128), rng.randrange(0x4E00, 0x9FFF), rng.randrange(0x1F300, 0x1F700)])) for _ in range(rng.randrange(80)))
+        text = "".join(
+            chr(rng.choice([rng.randrange(128), rng.randrange(0x4E00, 0x9FFF), rng.randrange(0x1F300, 0x1F700)]))
+            for _ in range(rng.randrange(80))
+        )
         text = text.replace("\n", "").rstrip("\r")
         assert reply("@say " + text) == text
 
@@ -127,7 +130,11 @@ REMINDER = "<system-reminder>\n@say not this\nAs you answer…\n</system-reminde
 
 
 def test_a_script_among_reminders():
-    parts = [{"type": "text", "text": REMINDER}, {"type": "text", "text": "@say this"}, {"type": "text", "text": REMINDER}]
+    parts = [
+        {"type": "text", "text": REMINDER},
+        {"type": "text", "text": "@say this"},
+        {"type": "text", "text": REMINDER},
+    ]
     assert reply([user(parts)]) == "this"
     assert reply([user(REMINDER + "\n@say this\n" + REMINDER)]) == "this"
     assert reply([user([REMINDER, "hello"])]) == "loopback: hello"
@@ -222,7 +229,7 @@ def test_arguments_fit_the_schema():
         "required": list("abcdefghijk"),
         "$defs": {"point": {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}},
     }
-    assert calls("hi\"\n", [tool("f", **schema)])[1][0]["arguments"] == {
+    assert calls('hi"\n', [tool("f", **schema)])[1][0]["arguments"] == {
         "a": "x",
         "b": 3,
         "c": [{"x": 1}],
@@ -238,7 +245,10 @@ def test_arguments_fit_the_schema():
 
 
 def test_a_schema_that_refers_to_itself_ends():
-    schema = {"properties": {"n": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}
+    schema = {
+        "properties": {"n": {"$ref": "#/$defs/n"}},
+        "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}},
+    }
     assert calls("x", [tool("f", **schema)])[1]
 
 

@@ -57,13 +57,13 @@ HANZI = (
     "用道行所然家种事成方多经么去法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实"
     "今北京气怎文件请写入读取运行命令结果错误目录测试模型服务器"
 )
-SYMBOLS = (
-    '": |", |",|","|":"|":{"|":["|"},{"|"},"|"}|"]|{"|["|":{|"},|"}}|}}|}},|},{|"],"|],"| "| (| {| [| -| --| =| ==| !=|'
-    " =>| ->| +| +=| *| **| #| ##| `| ``| |||| &&| <| </| >| >=| <=| /| //| :| '| $| ${| %| @| …| —|//|://|/*|*/|**|**:|"
-    "``|```|`,|`.|`)|(`|()|(),|().|():|('|')|',|'.|(\"|\")|),|).|):|);|})|});|[]|{}|</|/>|><|\\n|\\n\\n|\\\"|\\\",|__|._|"
-    "--|---|----|...|..|::|->|=>|==|!=|>=|<=|&&|||||##|###|####|.\n|,\n|:\n|;\n|{\n|}\n|)\n|):\n|);\n|.\n\n|:\n\n|}\n\n|"
-    ")\n\n|```\n|```\n\n|`\n|`.\n|\",\n|\"\n| {\n| }\n| [\n| ],\n| },\n|'"
-).replace("||||", "|\x00\x00|").split("|")
+# Runs of punctuation that are one token, with or without a space before them; the second list also before line ends.
+SYMBOLS = r"""
+" ": "," ":" ":{" ":[" "},{" "},"  "} "]  {" [" {\" \": \", \" \n \n\n \\ ' ' ', (' ') ['  '] \'
+( (" (' (` [` ${ `, `. `) `` ** **: *  @ % # ## ### ####  / // :// /* */ </ /> >< < > <= >= = == === != => ->
++= - -- --- ---- & && | || + ... :: .. … — [] {} () (), (). (): )) ). )" _ __ ._ [{ {{ }} }}, ]}
+"""
+LINE_ENDS = ". , : ; { } ( ) ): ); ), [ ] ], }, }); ` `. ``` \" \", ' ',"
 
 
 def byte_letters():
@@ -139,7 +139,8 @@ def plan_text(byte, plan_class):
 def build_vocabulary():
     with open(os.path.join(HERE, "words.txt"), encoding="utf-8") as file:
         words = file.read().split()
-    symbols = [symbol.replace("\x00", "|") for symbol in SYMBOLS]
+    symbols = [form + symbol for symbol in (SYMBOLS + LINE_ENDS).split() for form in ("", " ")]
+    symbols += [symbol + end for symbol in LINE_ENDS.split() for end in ("\n", "\n\n")]
     spaces = [" " * n for n in range(2, 41)] + ["\n" * n for n in range(2, 4)] + ["\t" * n for n in range(2, 7)]
     texts = [*symbols, *spaces, *(form + word for word in words for form in (" ", "")), *HANZI]
     merges = learn_merges(list(dict.fromkeys(texts)))
