@@ -7,6 +7,7 @@ Run with the engine's own Python:
 The result lies beside this file, so that flags can be judged before anything is installed. A
 test on a host with the real engine holds it against what this prints there.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -1,12 +1,12 @@
 # MIT licence (see LICENSE)
 """Judge what host_preflight found on all hosts (documented in plugins/modules/report_preflight.py)."""
+
 from __future__ import annotations
 
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-
 from ansible_collections.modelhost.serving.plugins.module_utils import preflight
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, report
 
@@ -31,17 +31,33 @@ class ActionModule(ActionBase):
                 continue
             variables = hostvars[host]
             if "host_preflight_probe" not in variables:
-                found.append(problem(host, "connection", variables.get("ansible_host") or host,
-                                     "this host could not be reached or looked at",
-                                     "see its error above; try `ansible -m ping` with the same inventory"))
+                found.append(
+                    problem(
+                        host,
+                        "connection",
+                        variables.get("ansible_host") or host,
+                        "this host could not be reached or looked at",
+                        "see its error above; try `ansible -m ping` with the same inventory",
+                    )
+                )
                 continue
-            found += preflight.problems(host, variables["host_preflight_probe"],
-                                        variables["host_preflight_settings"], variables, groups)
+            found += preflight.problems(
+                host, variables["host_preflight_probe"], variables["host_preflight_settings"], variables, groups
+            )
         for item in found:
             if item["level"] == "warning":
                 display.warning(report([item]))
         errors = [item for item in found if item["level"] == "error"]
         if errors:
-            return {**result, "failed": True, "changed": False, "problems": len(errors),
-                    "msg": f"{len(errors)} problem(s). Nothing was changed.\n" + report(errors)}
-        return {**result, "changed": False, "msg": f"{len(set(members) & set(limited))} host(s) are fit for what is asked of them."}
+            return {
+                **result,
+                "failed": True,
+                "changed": False,
+                "problems": len(errors),
+                "msg": f"{len(errors)} problem(s). Nothing was changed.\n" + report(errors),
+            }
+        return {
+            **result,
+            "changed": False,
+            "msg": f"{len(set(members) & set(limited))} host(s) are fit for what is asked of them.",
+        }

@@ -1,12 +1,12 @@
 # MIT licence (see LICENSE)
 """Say what runs where (documented in plugins/modules/report_site.py)."""
+
 from __future__ import annotations
 
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-
 from ansible_collections.modelhost.serving.plugins.module_utils import site_report
 
 display = Display()

@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """Check the inventory without a connection (documented in plugins/modules/validate_inventory.py)."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin
 from ansible_collections.modelhost.serving.plugins.module_utils import (
     inventory_validation,
@@ -40,15 +40,19 @@ class ActionModule(ActionBase):
             try:
                 values[name] = source[name]
             except AnsibleError as error:
-                found.append(problem(host, name, None, f"its value cannot be worked out: {error.message}",
-                                     "mend the expression"))
+                found.append(
+                    problem(host, name, None, f"its value cannot be worked out: {error.message}", "mend the expression")
+                )
         return values, found
 
     def _wired(self) -> set[str]:
         """Names that group_vars/all/wiring.yml sets; they are worked out, not set by users."""
         path = inventory_validation.ROOT / "group_vars" / "all" / "wiring.yml"
-        return {line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines()
-                if line[:1].isalpha()} if path.exists() else set()
+        return (
+            {line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines() if line[:1].isalpha()}
+            if path.exists()
+            else set()
+        )
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
@@ -64,14 +68,23 @@ class ActionModule(ActionBase):
             plain[host] = {name: value for name, value in plain[host].items() if name not in wired}
             found += inventory_validation.spec_problems(host, plain[host])
         if not groups.get("engines"):
-            found.append(problem("inventory", "engines", None, "the group `engines` has no host",
-                                 "put the hosts that run a model into the group `engines`"))
+            found.append(
+                problem(
+                    "inventory",
+                    "engines",
+                    None,
+                    "the group `engines` has no host",
+                    "put the hosts that run a model into the group `engines`",
+                )
+            )
         for host in hosts:
             plain[host]["ansible_host"] = hostvars[host].get("ansible_host")
         # Values whose type is wrong have been reported; judging them further would only confuse.
         wrong = {(item["host"], item["variable"]) for item in found}
-        sound = {host: {name: value for name, value in values.items() if (host, name) not in wrong}
-                 for host, values in plain.items()}
+        sound = {
+            host: {name: value for name, value in values.items() if (host, name) not in wrong}
+            for host, values in plain.items()
+        }
         versions = {"cpu": str(pin("vllm.cpu.version")), "cuda": str(pin("vllm.cuda.version"))}
         found += vllm_validation.problems(sound, groups, versions)
         found += litellm_validation.problems(sound, groups)
@@ -81,6 +94,11 @@ class ActionModule(ActionBase):
                 display.warning(report([item]))
         errors = [item for item in found if item["level"] == "error"]
         if errors:
-            return {**result, "failed": True, "changed": False, "problems": len(errors),
-                    "msg": f"{len(errors)} problem(s) in the inventory. No host was contacted.\n" + report(errors)}
+            return {
+                **result,
+                "failed": True,
+                "changed": False,
+                "problems": len(errors),
+                "msg": f"{len(errors)} problem(s) in the inventory. No host was contacted.\n" + report(errors),
+            }
         return {**result, "changed": False, "msg": f"The variables of {len(hosts)} host(s) are sound."}

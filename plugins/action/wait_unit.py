@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """Wait for a unit with visible progress (documented in plugins/modules/wait_unit.py)."""
+
 from __future__ import annotations
 
 import re
@@ -53,13 +54,15 @@ class ActionModule(ActionBase):
         return str(result.get("stdout", ""))
 
     def _state(self, unit: str) -> dict[str, str]:
-        out = self._sh("systemctl show -p ActiveState,SubState,Result,Job,NRestarts,InvocationID "
-                       + shlex.quote(unit))
+        out = self._sh("systemctl show -p ActiveState,SubState,Result,Job,NRestarts,InvocationID " + shlex.quote(unit))
         return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
 
     def _journal(self, unit: str, lines: int, invocation: str = "") -> list[str]:
-        selection = (f"_SYSTEMD_INVOCATION_ID={invocation} _SYSTEMD_UNIT={shlex.quote(unit)}" if invocation
-                     else "-u " + shlex.quote(unit))
+        selection = (
+            f"_SYSTEMD_INVOCATION_ID={invocation} _SYSTEMD_UNIT={shlex.quote(unit)}"
+            if invocation
+            else "-u " + shlex.quote(unit)
+        )
         out = self._sh(f"journalctl --no-pager -o cat -n {lines} {selection}")
         return [line for line in out.splitlines() if line.strip()]
 
@@ -88,10 +91,13 @@ class ActionModule(ActionBase):
             restarts = now if restarts is None else restarts
             if ended(state) or now > restarts or passed > timeout:
                 journal = self._journal(unit, int(arguments.get("journal_lines", 40)))
-                why = (f"did not become active within {timeout} s" if passed > timeout
-                       else "ended while it was starting")
-                return {**result, "failed": True, "changed": False,
-                        "msg": f"{unit} on {host} {why}. The end of its journal:\n" + "\n".join(journal)}
+                why = f"did not become active within {timeout} s" if passed > timeout else "ended while it was starting"
+                return {
+                    **result,
+                    "failed": True,
+                    "changed": False,
+                    "msg": f"{unit} on {host} {why}. The end of its journal:\n" + "\n".join(journal),
+                }
             journal = self._journal(unit, 200, state.get("InvocationID", ""))
             phase = phase_of(journal, phases)
             last = message(journal[-1])[:WIDTH] if journal else ""

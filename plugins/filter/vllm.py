@@ -1,28 +1,27 @@
 # MIT licence (see LICENSE)
 """Filters about vLLM instances; the work is done in module_utils/vllm_flags.py."""
+
 from __future__ import annotations
 
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.modelhost.serving.plugins.module_utils import vllm_backends, vllm_flags
 
 
-def effective_instances(instances: list[dict[str, Any]], catalog: dict[str, Any], version: str,
-                        **options: Any) -> list[dict[str, Any]]:
+def effective_instances(
+    instances: list[dict[str, Any]], catalog: dict[str, Any], version: str, **options: Any
+) -> list[dict[str, Any]]:
     """Every instance with its command line, environment and paths."""
     try:
-        return [vllm_flags.effective_instance(instance, catalog, version, **options)
-                for instance in instances]
+        return [vllm_flags.effective_instance(instance, catalog, version, **options) for instance in instances]
     except KeyError as error:
         raise AnsibleFilterError(f"vllm_instances: there is no {error} in the catalogue") from error
 
 
 def entries(instances: list[dict[str, Any]], catalog: dict[str, Any]) -> list[dict[str, Any]]:
     """The catalogue entries of the instances, each once."""
-    found = {entry["id"]: entry for entry in
-             (vllm_flags.resolve(instance, catalog) for instance in instances)}
+    found = {entry["id"]: entry for entry in (vllm_flags.resolve(instance, catalog) for instance in instances)}
     return list(found.values())
 
 

@@ -1,11 +1,11 @@
 # MIT licence (see LICENSE)
 """The model catalogue as a lookup."""
+
 from __future__ import annotations
 
 from typing import Any
 
 from ansible.plugins.lookup import LookupBase
-
 from ansible_collections.modelhost.serving.plugins.module_utils import catalog
 
 DOCUMENTATION = r"""

@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """Read a pin from versions.yml."""
+
 from __future__ import annotations
 
 import functools
@@ -42,7 +43,7 @@ _raw:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pins() -> dict[str, Any]:
     """The whole of versions.yml as a dictionary."""
     data = yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8"))

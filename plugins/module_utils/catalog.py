@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """The model catalogue: one file per model in catalog/models/, and what users add to it."""
+
 from __future__ import annotations
 
 import functools
@@ -11,7 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shipped() -> dict[str, dict[str, Any]]:
     """The entries that come with this project, by id."""
     found = {}

@@ -3,6 +3,7 @@
 
 Ansible accepts misspelt variables silently; this does not.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -12,7 +13,6 @@ from typing import Any
 
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RENAMED: dict[str, str] = {}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def specs() -> dict[str, dict[str, Any]]:
     """Role → its options, from meta/argument_specs.yml of each role."""
     found = {}
@@ -47,8 +47,11 @@ def spec_problems(host: str, variables: dict[str, Any]) -> list[dict[str, Any]]:
     prefixes = tuple(f"{role}_" for role in specs())
     for name, value in variables.items():
         if name in RENAMED:
-            found.append(problem(host, name, None, f"this variable is now called {RENAMED[name]}",
-                                 f"rename it to {RENAMED[name]}"))
+            found.append(
+                problem(
+                    host, name, None, f"this variable is now called {RENAMED[name]}", f"rename it to {RENAMED[name]}"
+                )
+            )
         elif name in known:
             option = known[name]
             hidden = option.get("no_log")
@@ -57,9 +60,15 @@ def spec_problems(host: str, variables: dict[str, Any]) -> list[dict[str, Any]]:
                 wanted = f"a value of type {option.get('type', 'str')}"
                 if "choices" in option:
                     wanted = "one of: " + ", ".join(str(choice) for choice in option["choices"])
-                found.append(problem(host, name, None if hidden else value,
-                                     "the value does not fit" if hidden else message.rstrip("."),
-                                     f"set {wanted}"))
+                found.append(
+                    problem(
+                        host,
+                        name,
+                        None if hidden else value,
+                        "the value does not fit" if hidden else message.rstrip("."),
+                        f"set {wanted}",
+                    )
+                )
         elif name.startswith(prefixes):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             fix = f"did you mean {near[0]}?" if near else "remove it"

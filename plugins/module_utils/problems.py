@@ -4,6 +4,7 @@
 A problem is a dictionary: host, variable, value (None: not shown), problem, fix, and level
 (`error` stops the run, `warning` is shown).
 """
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """What runs where, as lines for a person. Never holds a key. Runs on the controller."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,14 +17,19 @@ def lines(groups: dict[str, list[str]], hostvars: Any) -> list[str]:
     hosts = groups.get("gateways", [])
     for backend in vllm_backends.backends(groups, hostvars, ""):
         context = backend["max_model_len"]
-        text.append(f"  {backend['host']}  {backend['unit']}  {backend['model']}"
-                    + (f", {context} tokens of context" if context else "") + f"  {backend['url']}")
+        text.append(
+            f"  {backend['host']}  {backend['unit']}  {backend['model']}"
+            + (f", {context} tokens of context" if context else "")
+            + f"  {backend['url']}"
+        )
     if not hosts:
         text += ["", "API service only (no gateway). For each engine, with an OpenAI client:"]
         for backend in vllm_backends.backends(groups, hostvars, ""):
-            text += [f"  base URL  {backend['url']}/v1",
-                     f"  key       {backend['host']}:{backend['key_file']} (root only)",
-                     f"  model     {backend['served_model_name']}"]
+            text += [
+                f"  base URL  {backend['url']}/v1",
+                f"  key       {backend['host']}:{backend['key_file']} (root only)",
+                f"  model     {backend['served_model_name']}",
+            ]
         return text + [""]
     text += ["", "Gateways"]
     for host in hosts:
@@ -39,6 +45,9 @@ def lines(groups: dict[str, list[str]], hostvars: Any) -> list[str]:
     users = hostvars[first].get("litellm_users") or []
     if users:
         name = users[0]["name"]
-        text += ["", "Claude Code",
-                 f"  hosts of the group `clients` are set up; elsewhere use the lines in {first}:{CLIENTS}/{name}.sh"]
+        text += [
+            "",
+            "Claude Code",
+            f"  hosts of the group `clients` are set up; elsewhere use the lines in {first}:{CLIENTS}/{name}.sh",
+        ]
     return text + [""]

@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """The engines of an inventory, as a gateway sees them. Runs on the controller."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -36,16 +37,18 @@ def backends(groups: dict[str, list[str]], hostvars: Any, gateway: str) -> list[
             entry = vllm_flags.resolve(instance, entries)
             names = instance.get("served_model_name") or entry["id"]
             address = address_for(gateway, host, variables)
-            found.append({
-                "host": host,
-                "instance": instance["name"],
-                "unit": f"vllm@{instance['name']}.service",
-                "model": entry["id"],
-                "served_model_name": names if isinstance(names, str) else names[0],
-                "url": f"http://{address}:{instance.get('port', 8000)}",
-                "max_model_len": instance.get("max_model_len") or entry.get("max_model_len"),
-                "key_file": f"{CONFIG_DIR}/{instance['name']}.key",
-                "capabilities": entry.get("capabilities") or {},
-                "loopback_model": "builder" in entry["source"],
-            })
+            found.append(
+                {
+                    "host": host,
+                    "instance": instance["name"],
+                    "unit": f"vllm@{instance['name']}.service",
+                    "model": entry["id"],
+                    "served_model_name": names if isinstance(names, str) else names[0],
+                    "url": f"http://{address}:{instance.get('port', 8000)}",
+                    "max_model_len": instance.get("max_model_len") or entry.get("max_model_len"),
+                    "key_file": f"{CONFIG_DIR}/{instance['name']}.key",
+                    "capabilities": entry.get("capabilities") or {},
+                    "loopback_model": "builder" in entry["source"],
+                }
+            )
     return found

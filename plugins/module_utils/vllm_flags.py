@@ -3,6 +3,7 @@
 
 Runs on the controller. Everything here is pure: values in, values out.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -17,8 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Keys of an instance beside `flags`; all of them have their own meaning to this project.
 INSTANCE_KEYS = (
-    "name", "model", "port", "devices", "runtime", "served_model_name", "max_model_len",
-    "max_num_seqs", "tensor_parallel_size", "flags", "environment",
+    "name",
+    "model",
+    "port",
+    "devices",
+    "runtime",
+    "served_model_name",
+    "max_model_len",
+    "max_num_seqs",
+    "tensor_parallel_size",
+    "flags",
+    "environment",
 )
 
 #: Flags that are keys of the instance (or of the role) and so are refused inside `flags`.
@@ -63,7 +73,7 @@ ENGINE_DEFAULTS: dict[str, Any] = {
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def engine_description(version: str) -> dict[str, Any]:
     """Flags and parsers of one vLLM version (catalog/engines/vllm-<version>.json)."""
     path = ROOT / "catalog" / "engines" / f"vllm-{version}.json"
@@ -194,13 +204,17 @@ def resolve(instance: dict[str, Any], catalog: dict[str, Any]) -> dict[str, Any]
     return entry
 
 
-def effective_instance(instance: dict[str, Any], catalog: dict[str, Any], version: str,
-                       vllm_flags: dict[str, Any] | None = None,
-                       accelerator_flags: dict[str, Any] | None = None,
-                       environment: dict[str, Any] | None = None,
-                       models_dir: str = "/var/lib/modelhost/models",
-                       bind_address: str = "127.0.0.1",
-                       timeout: int | None = None) -> dict[str, Any]:
+def effective_instance(
+    instance: dict[str, Any],
+    catalog: dict[str, Any],
+    version: str,
+    vllm_flags: dict[str, Any] | None = None,
+    accelerator_flags: dict[str, Any] | None = None,
+    environment: dict[str, Any] | None = None,
+    models_dir: str = "/var/lib/modelhost/models",
+    bind_address: str = "127.0.0.1",
+    timeout: int | None = None,
+) -> dict[str, Any]:
     """All that an engine's unit needs, worked out from an instance as a user writes it."""
     entry = resolve(instance, catalog)
     kinds = engine_description(version)["flags"]
@@ -215,9 +229,16 @@ def effective_instance(instance: dict[str, Any], catalog: dict[str, Any], versio
         (f"catalogue {entry['id']}", entry.get("flags") or {}),
         ("vllm_flags", vllm_flags or {}),
         (f"instance {instance['name']}", instance.get("flags") or {}),
-        (f"instance {instance['name']}", {
-            "served_model_name": names, "host": bind_address, "port": instance.get("port", 8000),
-            "max_model_len": context, **{k: v for k, v in own.items() if v is not None}}),
+        (
+            f"instance {instance['name']}",
+            {
+                "served_model_name": names,
+                "host": bind_address,
+                "port": instance.get("port", 8000),
+                "max_model_len": context,
+                **{k: v for k, v in own.items() if v is not None},
+            },
+        ),
     )
     path = model_path(entry, models_dir)
     flags = {name: value for name, (value, _origin) in merged.items()}

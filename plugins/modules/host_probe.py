@@ -1,6 +1,7 @@
 #!/usr/bin/python
 # MIT licence (see LICENSE)
 """Ansible module: what a host has, as far as this project cares. Changes nothing."""
+
 from __future__ import annotations
 
 import glob
@@ -93,9 +94,9 @@ def listeners():
             address, port = fields[1].split(":")
             raw = bytes.fromhex(address)
             family = socket.AF_INET if width == 8 else socket.AF_INET6
-            words = b"".join(raw[i:i + 4][::-1] for i in range(0, len(raw), 4))
+            words = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
             sockets[fields[9]] = (int(port, 16), socket.inet_ntop(family, words), int(fields[7]))
-    owners = {}
+    owners: dict = {}
     for link in glob.glob("/proc/[0-9]*/fd/*"):
         try:
             target = os.readlink(link)
@@ -103,13 +104,18 @@ def listeners():
             continue
         if target.startswith("socket:[") and target[8:-1] in sockets:
             owners.setdefault(target[8:-1], link.split("/")[2])
-    found = {}
+    found: dict = {}
     for inode, (port, address, uid) in sockets.items():
         pid = owners.get(inode, "")
         units = re.findall(r"([^/\n]+\.service)", read("/proc/%s/cgroup" % pid)) if pid else []
-        found.setdefault(str(port), []).append({
-            "address": address, "process": read("/proc/%s/comm" % pid).strip() if pid else "",
-            "unit": units[-1] if units else "", "user": user_name(uid)})
+        found.setdefault(str(port), []).append(
+            {
+                "address": address,
+                "process": read("/proc/%s/comm" % pid).strip() if pid else "",
+                "unit": units[-1] if units else "",
+                "user": user_name(uid),
+            }
+        )
     return found
 
 
@@ -127,7 +133,11 @@ def active_units():
     try:
         out = subprocess.run(
             ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm@*", "litellm@*"],
-            capture_output=True, text=True, check=False, timeout=20).stdout
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [line.split()[0] for line in out.splitlines() if line.strip()]
@@ -166,11 +176,15 @@ def probe(paths):
         "cpu_count": os.cpu_count(),
         "memory": memory(),
         "disk": {path: disk(path) for path in paths},
-        "glibc": os.confstr("CS_GNU_LIBC_VERSION").split()[-1] if "CS_GNU_LIBC_VERSION" in os.confstr_names else "",
+        "glibc": (os.confstr("CS_GNU_LIBC_VERSION") or "").split()[-1]
+        if "CS_GNU_LIBC_VERSION" in os.confstr_names
+        else "",
         "systemd": version_of(["systemctl", "--version"], r"systemd (\d+)"),
         "systemd_is_init": os.path.isdir("/run/systemd/system"),
         "pythons": pythons(),
-        "nvidia_driver": "".join(re.findall(r"Kernel Module.*?\s(\d+\.\d+[.\d]*)", read("/proc/driver/nvidia/version"))[:1]),
+        "nvidia_driver": "".join(
+            re.findall(r"Kernel Module.*?\s(\d+\.\d+[.\d]*)", read("/proc/driver/nvidia/version"))[:1]
+        ),
         "wsl": "microsoft" in read("/proc/version").lower(),
         "listeners": listeners(),
         "active_units": active_units(),
@@ -182,8 +196,9 @@ def probe(paths):
 
 def main():
     """Entry point."""
-    module = AnsibleModule(argument_spec={"paths": {"type": "list", "elements": "path", "default": ["/"]}},
-                           supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={"paths": {"type": "list", "elements": "path", "default": ["/"]}}, supports_check_mode=True
+    )
     module.exit_json(changed=False, probe=probe(module.params["paths"]))
 
 

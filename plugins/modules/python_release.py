@@ -1,6 +1,7 @@
 #!/usr/bin/python
 # MIT licence (see LICENSE)
 """Ansible module: one versioned release of a Python program, from a hash-locked list."""
+
 from __future__ import annotations
 
 import hashlib
@@ -118,8 +119,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    name = release_name(params["version"], params["lock"], sorted(params["excludes"]),
-                        sorted(params["metadata_only"].items()), params["python"])
+    name = release_name(
+        params["version"],
+        params["lock"],
+        sorted(params["excludes"]),
+        sorted(params["metadata_only"].items()),
+        params["python"],
+    )
     path = os.path.join(params["prefix"], params["component"], "releases", name)
     if os.path.exists(os.path.join(path, COMPLETE)):
         module.exit_json(changed=False, path=path, name=name)
@@ -139,15 +145,29 @@ def main() -> None:
     for file_name, text in ((lock, params["lock"]), (excludes, "\n".join(params["excludes"]))):
         with open(file_name, "w", encoding="utf-8") as handle:
             handle.write(text + "\n")
-    command = uv + ["pip", "install", "--python", os.path.join(path, "bin", "python"),
-                    "--require-hashes", "--no-deps", "--compile-bytecode", "-r", lock,
-                    "--excludes", excludes]
+    command = uv + [
+        "pip",
+        "install",
+        "--python",
+        os.path.join(path, "bin", "python"),
+        "--require-hashes",
+        "--no-deps",
+        "--compile-bytecode",
+        "-r",
+        lock,
+        "--excludes",
+        excludes,
+    ]
     if params["torch_backend"]:
         command += ["--torch-backend", params["torch_backend"]]
     code, out, err = module.run_command(command)
     if code:
-        module.fail_json(msg="uv could not install %s %s: %s" % (
-            params["component"], params["version"], err.strip()), stdout=out, stderr=err, rc=code)
+        module.fail_json(
+            msg="uv could not install %s %s: %s" % (params["component"], params["version"], err.strip()),
+            stdout=out,
+            stderr=err,
+            rc=code,
+        )
     write_metadata(path, params["metadata_only"])
     with open(os.path.join(path, COMPLETE), "w", encoding="utf-8"):
         pass

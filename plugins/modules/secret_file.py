@@ -1,6 +1,7 @@
 #!/usr/bin/python
 # MIT licence (see LICENSE)
 """Ansible module: a secret in a file, made once and never shown."""
+
 from __future__ import annotations
 
 import os
@@ -119,10 +120,11 @@ def main() -> None:
     changed = text is not None
     if module.check_mode and present is None:
         module.exit_json(path=path, changed=True)
-    if changed and not module.check_mode:
+    if text is not None and not module.check_mode:
         temporary = os.path.join(module.tmpdir, "secret")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w",
-                       encoding="utf-8") as handle:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as handle:
             handle.write(text)
         module.atomic_move(temporary, path)
     arguments = module.load_file_common_arguments(module.params)

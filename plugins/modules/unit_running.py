@@ -1,6 +1,7 @@
 #!/usr/bin/python
 # MIT licence (see LICENSE)
 """Ansible module: a systemd unit that runs with what now lies on disk."""
+
 from __future__ import annotations
 
 import os
@@ -48,8 +49,9 @@ because:
   elements: str
 """
 
-PROPERTIES = ("LoadState,ActiveState,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths,"
-              "InactiveExitTimestampMonotonic")
+PROPERTIES = (
+    "LoadState,ActiveState,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths,InactiveExitTimestampMonotonic"
+)
 
 
 def show(module: AnsibleModule, unit: str) -> dict:
@@ -91,10 +93,9 @@ def main() -> None:
         module.exit_json(changed=True, action="start", because=[])
 
     # What systemd read last may be older than the files: read them before judging.
-    if state["NeedDaemonReload"] == "yes" or state["LoadState"] == "not-found":
-        if not module.check_mode:
-            module.run_command(["systemctl", "daemon-reload"], check_rc=True)
-            state = show(module, unit)
+    if (state["NeedDaemonReload"] == "yes" or state["LoadState"] == "not-found") and not module.check_mode:
+        module.run_command(["systemctl", "daemon-reload"], check_rc=True)
+        state = show(module, unit)
     if state["LoadState"] == "not-found":
         module.fail_json(msg="there is no unit %s" % unit)
 

@@ -117,7 +117,10 @@ def test_the_last_phase_in_the_journal_counts() -> None:
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
-        ("(Worker pid=7248) INFO 11-21 10:51:57 [default_loader.py:501] Loading weights took 1 s", "Loading weights took 1 s"),
+        (
+            "(Worker pid=7248) INFO 11-21 10:51:57 [default_loader.py:501] Loading weights took 1 s",
+            "Loading weights took 1 s",
+        ),
         ("INFO:     Waiting for application startup.", "Waiting for application startup."),
         ("Loading shards: 100% | 1/1", "Loading shards: 100% | 1/1"),
     ],
@@ -165,7 +168,11 @@ def test_a_fit_host_passes() -> None:
         ({"memory": {"total": 2 * preflight.GIB, "available": 1}}, "the instances need 3.5 GiB"),
         ({"disk": {"/opt": {"free": preflight.GIB, "mount": "/"}}}, "8.0 GiB there"),
         (
-            {"listeners": {"4000": [{"address": "0.0.0.0", "process": "nginx", "unit": "nginx.service", "user": "root"}]}},
+            {
+                "listeners": {
+                    "4000": [{"address": "0.0.0.0", "process": "nginx", "unit": "nginx.service", "user": "root"}]
+                }
+            },
             "litellm_port = 4000\n    port 4000 is taken on this host: nginx.service listens on 0.0.0.0",
         ),
         (

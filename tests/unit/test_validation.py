@@ -104,7 +104,13 @@ TABLE: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "misspelt variable, wrong type, wrong choice",
         broken(litellm_prt=4001, vllm_variant="gpu", litellm_port="many"),
-        ["litellm_prt", "did you mean litellm_port?", "vllm_variant = 'gpu'", "auto, cpu, cuda", "litellm_port = 'many'"],
+        [
+            "litellm_prt",
+            "did you mean litellm_port?",
+            "vllm_variant = 'gpu'",
+            "auto, cpu, cuda",
+            "litellm_port = 'many'",
+        ],
     ),
     (
         "one port for two",
@@ -121,7 +127,11 @@ TABLE: list[tuple[str, dict[str, Any], list[str]]] = [
         broken(vllm_instances=instance(model={"id": "x", "source": {"repo": "a/b", "revision": "unverified"}})),
         ["no verified revision", "source: {repo: a/b, revision: <commit>}"],
     ),
-    ("a key an instance does not have", broken(vllm_instances=instance(seed=1)), ["move it to vllm_instances[0].flags"]),
+    (
+        "a key an instance does not have",
+        broken(vllm_instances=instance(seed=1)),
+        ["move it to vllm_instances[0].flags"],
+    ),
     ("context beyond the model", broken(vllm_instances=instance(max_model_len=10**7)), ["was made for at most"]),
 ]
 

@@ -119,7 +119,7 @@ def test_backends_reach_engines_where_they_listen() -> None:
         "http://192.0.2.3:8000",
     ]
     assert found[0]["key_file"] == "/etc/modelhost/vllm/coder.key"
-    assert vllm_backends.BIND_ADDRESS == DEFAULTS["vllm_bind_address"]
+    assert DEFAULTS["vllm_bind_address"] == vllm_backends.BIND_ADDRESS
     assert set(catalog.shipped()) >= {"loopback"}
 
 

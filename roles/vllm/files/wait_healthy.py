@@ -4,6 +4,7 @@
 So `active` means that the engine serves, units ordered after it may use it at once, and
 systemd's start timeout covers the loading of the weights. Ends early when the engine dies.
 """
+
 from __future__ import annotations
 
 import os
