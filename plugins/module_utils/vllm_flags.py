@@ -258,6 +258,7 @@ def effective_instance(
             **{key: str(value) for key, value in (environment or {}).items()},
             **{key: str(value) for key, value in (entry.get("environment") or {}).items()},
             **{key: str(value) for key, value in (instance.get("environment") or {}).items()},
+            **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, instance["devices"]))} if instance.get("devices") else {}),
             "VLLM_ENGINE_READY_TIMEOUT_S": str(seconds),
         },
         "capabilities": entry.get("capabilities") or {},

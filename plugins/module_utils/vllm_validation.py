@@ -168,6 +168,13 @@ def instance_problems(
                     "set a whole number above 0, or leave it out",
                 )
             )
+    devices = instance.get("devices")
+    if devices is not None and not (
+        isinstance(devices, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in devices)
+    ):
+        found.append(
+            problem(host, f"{where}.devices", devices, "these are no indices of GPUs", "write them as `[0, 1]`")
+        )
     names = instance.get("served_model_name")
     for served in [names] if isinstance(names, str) else names or []:
         if "/" in str(served):

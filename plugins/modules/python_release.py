@@ -49,7 +49,9 @@ options:
     type: str
     default: ">=3.11,<3.14"
   torch_backend:
-    description: uv's C(--torch-backend), for instance V(cpu); empty takes torch from the ordinary index.
+    description: >-
+      uv's C(--torch-backend), for instance V(cpu). It is tried where the host's own index and folders do not hold what
+      the lock names. Empty never asks PyTorch's index.
     type: str
     default: ""
   prefix:
@@ -158,12 +160,19 @@ def main() -> None:
         "--excludes",
         excludes,
     ]
+    attempts = [command]
     if params["torch_backend"]:
-        command += ["--torch-backend", params["torch_backend"]]
-    code, out, err = module.run_command(command)
-    if code:
+        # A mirror or a folder of wheels may hold that build of torch; PyTorch's own index is the way for all others.
+        attempts.append([*command, "--torch-backend", params["torch_backend"]])
+    errors = []
+    for attempt in attempts:
+        code, out, err = module.run_command(attempt)
+        if code == 0:
+            break
+        errors.append(err.strip())
+    else:
         module.fail_json(
-            msg="uv could not install %s %s: %s" % (params["component"], params["version"], err.strip()),
+            msg="uv could not install %s %s: %s" % (params["component"], params["version"], "\n".join(errors)),
             stdout=out,
             stderr=err,
             rc=code,

@@ -66,7 +66,13 @@ def test_systemd_quoting_examples(argument: str) -> None:
 
 
 def test_effective_instance_of_the_loopback_model() -> None:
-    instance = {"name": "coder", "model": "loopback", "port": 8001, "flags": {"max_num_batched_tokens": 2048}}
+    instance = {
+        "name": "coder",
+        "model": "loopback",
+        "port": 8001,
+        "devices": [0, 1],
+        "flags": {"max_num_batched_tokens": 2048},
+    }
     entry = {"id": "loopback", "source": {"path": "/m"}, "flags": {"dtype": "float32"}, "max_model_len": 4096}
     got = vllm_flags.effective_instance(
         instance, {"loopback": entry}, VERSION, vllm_flags={"seed": 1}, accelerator_flags={"dtype": "bfloat16"}
@@ -79,6 +85,7 @@ def test_effective_instance_of_the_loopback_model() -> None:
     assert got["flags"]["host"] == "127.0.0.1"
     assert got["served_model_name"] == ["loopback", "local-claude-coder"]
     assert got["environment"]["VLLM_ENGINE_READY_TIMEOUT_S"] == str(got["start_timeout"])
+    assert got["environment"]["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert not any("api-key" in word for word in got["argv"])
 
 
