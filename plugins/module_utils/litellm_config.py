@@ -4,6 +4,7 @@
 A backend is what `vllm_backends` yields: host, instance, model, served_model_name, url,
 max_model_len, key_file.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -58,8 +59,12 @@ def default_instance(backends: list[dict[str, Any]], wanted: str) -> str:
     return wanted or (names[0] if len(names) == 1 else "")
 
 
-def public_names(backends: list[dict[str, Any]], wanted_default: str,
-                 aliases: dict[str, str] | None = None, dated: list[str] | None = None) -> dict[str, str]:
+def public_names(
+    backends: list[dict[str, Any]],
+    wanted_default: str,
+    aliases: dict[str, str] | None = None,
+    dated: list[str] | None = None,
+) -> dict[str, str]:
     """Every public model name -> the instance that answers to it."""
     default = default_instance(backends, wanted_default)
     names = {PREFIX + name: name for name in instance_names(backends)}
@@ -108,8 +113,9 @@ def deployment(name: str, backend: dict[str, Any], settings: dict[str, Any]) -> 
 
 def config(backends: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     """The whole of config.yaml."""
-    names = public_names(backends, settings.get("default_instance", ""), settings.get("aliases"),
-                         settings.get("dated_names"))
+    names = public_names(
+        backends, settings.get("default_instance", ""), settings.get("aliases"), settings.get("dated_names")
+    )
     replicas = len(backends) > len(instance_names(backends))
     retries = settings.get("retries", -1)
     if retries < 0:
@@ -124,14 +130,18 @@ def config(backends: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str
         "retry_policy": {"TimeoutErrorRetries": 0, "BadRequestErrorRetries": 0},
     }
     if cooldown:
-        router |= {"cooldown_time": cooldown, "allowed_fails": 1}
+        # At the first failure, so that the next try goes to another engine.
+        router |= {"cooldown_time": cooldown, "allowed_fails": 0}
     else:
         # A lone engine in cool-down answers 429 although it is long back.
         router["disable_cooldowns"] = True
     result: dict[str, Any] = {
-        "model_list": [deployment(name, backend, settings)
-                       for name, instance in names.items()
-                       for backend in backends if backend["instance"] == instance],
+        "model_list": [
+            deployment(name, backend, settings)
+            for name, instance in names.items()
+            for backend in backends
+            if backend["instance"] == instance
+        ],
         "litellm_settings": {
             "drop_params": settings["drop_params"],
             "telemetry": False,
@@ -150,8 +160,13 @@ def config(backends: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str
     return result
 
 
-def access(users: list[dict[str, Any]], backends: list[dict[str, Any]], wanted_default: str,
-           aliases: dict[str, str] | None = None, dated: list[str] | None = None) -> dict[str, Any]:
+def access(
+    users: list[dict[str, Any]],
+    backends: list[dict[str, Any]],
+    wanted_default: str,
+    aliases: dict[str, str] | None = None,
+    dated: list[str] | None = None,
+) -> dict[str, Any]:
     """All public names, and which of them each user may ask for. Keys are not in it.
 
     A user without `models` may use every instance.
@@ -160,9 +175,12 @@ def access(users: list[dict[str, Any]], backends: list[dict[str, Any]], wanted_d
     return {
         "models": list(names),
         "users": [
-            {"name": user["name"],
-             "models": [name for name, instance in names.items()
-                        if not user.get("models") or instance in user["models"]]}
+            {
+                "name": user["name"],
+                "models": [
+                    name for name, instance in names.items() if not user.get("models") or instance in user["models"]
+                ],
+            }
             for user in users
         ],
     }

@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """What can be wrong with the gateway's variables. Pure; runs on the controller."""
+
 from __future__ import annotations
 
 import difflib
@@ -62,8 +63,9 @@ def _near(name: str, names: list[str]) -> str:
 def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any]]:
     """`litellm_users`."""
     if not isinstance(users, list):
-        return [problem(host, "litellm_users", None, "this is no list of users",
-                        "write `- {name: alice, models: [coder]}`")]
+        return [
+            problem(host, "litellm_users", None, "this is no list of users", "write `- {name: alice, models: [coder]}`")
+        ]
     found = []
     seen: dict[str, int] = {}
     keys: dict[str, int] = {}
@@ -75,38 +77,86 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
         unknown = sorted(set(user) - {"name", "models", "key"})
         if unknown:
             # The value could be a key under a misspelt name, so it is not shown.
-            found.append(problem(host, f"{where}.{unknown[0]}", None, "a user has no such setting",
-                                 "a user has name, models and key" + _near(unknown[0], ["name", "models", "key"])))
+            found.append(
+                problem(
+                    host,
+                    f"{where}.{unknown[0]}",
+                    None,
+                    "a user has no such setting",
+                    "a user has name, models and key" + _near(unknown[0], ["name", "models", "key"]),
+                )
+            )
         name = user.get("name")
         if not isinstance(name, str) or not USER_NAME.fullmatch(name):
-            found.append(problem(host, f"{where}.name", name, "the name becomes a file's name and stands in logs",
-                                 "use 1 to 63 lower-case letters, digits, dots, dashes and underscores"))
+            found.append(
+                problem(
+                    host,
+                    f"{where}.name",
+                    name,
+                    "the name becomes a file's name and stands in logs",
+                    "use 1 to 63 lower-case letters, digits, dots, dashes and underscores",
+                )
+            )
         elif name == RESERVED:
-            found.append(problem(host, f"{where}.name", name, "this name is the checks' own user",
-                                 "choose another name"))
+            found.append(
+                problem(host, f"{where}.name", name, "this name is the checks' own user", "choose another name")
+            )
         elif name in seen:
-            found.append(problem(host, f"{where}.name", name,
-                                 f"litellm_users[{seen[name]}] has the same name", "remove one of the two"))
+            found.append(
+                problem(
+                    host,
+                    f"{where}.name",
+                    name,
+                    f"litellm_users[{seen[name]}] has the same name",
+                    "remove one of the two",
+                )
+            )
         else:
             seen[name] = index
         models = user.get("models")
         if models is not None and not isinstance(models, list):
-            found.append(problem(host, f"{where}.models", models, "this is no list of instances",
-                                 f"write [{models}]" if models in names else f"choose from: {', '.join(names)}"))
+            found.append(
+                problem(
+                    host,
+                    f"{where}.models",
+                    models,
+                    "this is no list of instances",
+                    f"write [{models}]" if models in names else f"choose from: {', '.join(names)}",
+                )
+            )
         for model in models if isinstance(models, list) else []:
             if model not in names:
-                found.append(problem(host, f"{where}.models", model, "no engine has an instance of this name",
-                                     f"choose from: {', '.join(names) or 'none yet'}{_near(str(model), names)}"))
+                found.append(
+                    problem(
+                        host,
+                        f"{where}.models",
+                        model,
+                        "no engine has an instance of this name",
+                        f"choose from: {', '.join(names) or 'none yet'}{_near(str(model), names)}",
+                    )
+                )
         if user.get("key") is not None:
             why = weakness(user["key"])
             if why:
-                found.append(problem(host, f"{where}.key", None, why,
-                                     "leave `key` out and a good one is generated, or set one made with"
-                                     " `openssl rand -hex 32`"))
+                found.append(
+                    problem(
+                        host,
+                        f"{where}.key",
+                        None,
+                        why,
+                        "leave `key` out and a good one is generated, or set one made with `openssl rand -hex 32`",
+                    )
+                )
             elif user["key"] in keys:
-                found.append(problem(host, f"{where}.key", None,
-                                     f"litellm_users[{keys[user['key']]}] has the same key",
-                                     "give each user a key of their own"))
+                found.append(
+                    problem(
+                        host,
+                        f"{where}.key",
+                        None,
+                        f"litellm_users[{keys[user['key']]}] has the same key",
+                        "give each user a key of their own",
+                    )
+                )
             else:
                 keys[user["key"]] = index
     return found
@@ -116,49 +166,87 @@ def extra_config_problems(host: str, extra: Any) -> list[dict[str, Any]]:
     """`litellm_extra_config`."""
     variable = "litellm_extra_config"
     if not isinstance(extra, dict):
-        return [problem(host, variable, extra, "this is no mapping of sections",
-                        "write `{litellm_settings: {…}}`")]
+        return [problem(host, variable, extra, "this is no mapping of sections", "write `{litellm_settings: {…}}`")]
     found = []
     for section, values in extra.items():
         place = f"{variable}.{section}"
         if section == "drop_params":
-            found.append(problem(host, place, values, "LiteLLM reads drop_params only in litellm_settings",
-                                 "remove it here and set litellm_drop_params (default: true)"))
+            found.append(
+                problem(
+                    host,
+                    place,
+                    values,
+                    "LiteLLM reads drop_params only in litellm_settings",
+                    "remove it here and set litellm_drop_params (default: true)",
+                )
+            )
             continue
         if section in ("model_list", "environment_variables"):
             instead = "vllm_instances and litellm_aliases" if section == "model_list" else "litellm_environment"
             found.append(problem(host, place, None, "the role writes this section itself", f"set {instead}"))
             continue
         if section not in SECTIONS:
-            found.append(problem(host, place, None, "LiteLLM's configuration has no such section here",
-                                 f"use one of: {', '.join(SECTIONS)}{_near(str(section), list(SECTIONS))}"))
+            found.append(
+                problem(
+                    host,
+                    place,
+                    None,
+                    "LiteLLM's configuration has no such section here",
+                    f"use one of: {', '.join(SECTIONS)}{_near(str(section), list(SECTIONS))}",
+                )
+            )
             continue
         if not isinstance(values, dict):
             found.append(problem(host, place, None, "a section is a mapping", "write `{name: value}`"))
             continue
         for name in values:
             if name == "drop_params" and section != "litellm_settings":
-                found.append(problem(host, f"{place}.{name}", values[name],
-                                     f"LiteLLM does not read drop_params under {section}, so it would have no effect",
-                                     "remove it here and set litellm_drop_params (default: true)"))
+                found.append(
+                    problem(
+                        host,
+                        f"{place}.{name}",
+                        values[name],
+                        f"LiteLLM does not read drop_params under {section}, so it would have no effect",
+                        "remove it here and set litellm_drop_params (default: true)",
+                    )
+                )
             elif name in OWNED[section]:
                 instead = OWNED[section][name]
-                found.append(problem(host, f"{place}.{name}", None, "the role writes this setting itself",
-                                     f"set {instead}" if instead.startswith("litellm_") else
-                                     "remove it: " + instead.removeprefix("nothing: ")))
+                found.append(
+                    problem(
+                        host,
+                        f"{place}.{name}",
+                        None,
+                        "the role writes this setting itself",
+                        f"set {instead}"
+                        if instead.startswith("litellm_")
+                        else "remove it: " + instead.removeprefix("nothing: "),
+                    )
+                )
     return found
+
+
+def _number(value: Any) -> Any:
+    """A number also where it came as text (`-e litellm_port=8080`); anything else stays."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def number_problems(host: str, variables: Any) -> list[dict[str, Any]]:
     """Port and times."""
     found = []
-    port = variables.get("litellm_port", PORT)
+    port = _number(variables.get("litellm_port", PORT))
     if not isinstance(port, int) or isinstance(port, bool) or not 1024 <= port <= 65535:
-        found.append(problem(host, "litellm_port", port,
-                             "the gateway runs without privileges and needs a port above 1023",
-                             "set a number from 1024 to 65535; usual are 4000 and 8080"))
+        found.append(
+            problem(
+                host,
+                "litellm_port",
+                port,
+                "the gateway runs without privileges and needs a port above 1023",
+                "set a number from 1024 to 65535; usual are 4000 and 8080",
+            )
+        )
     for name in ("litellm_request_timeout", "litellm_stream_timeout", "litellm_start_timeout"):
-        value = variables.get(name)
+        value = _number(variables.get(name))
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             found.append(problem(host, name, value, "this is no number of seconds", "set a whole number above 0"))
     return found
@@ -169,40 +257,78 @@ def instance_problems(host: str, variables: Any, names: list[str]) -> list[dict[
     found = []
     default = variables.get("litellm_default_instance") or ""
     if default and default not in names:
-        found.append(problem(host, "litellm_default_instance", default, "no engine has an instance of this name",
-                             f"choose one of: {', '.join(names) or 'none yet'}{_near(str(default), names)}"))
+        found.append(
+            problem(
+                host,
+                "litellm_default_instance",
+                default,
+                "no engine has an instance of this name",
+                f"choose one of: {', '.join(names) or 'none yet'}{_near(str(default), names)}",
+            )
+        )
     elif not default and len(names) > 1:
-        found.append(problem(host, "litellm_default_instance", None,
-                             f"there are {len(names)} instances, and one has to answer to {WILDCARD}, "
-                             f"{', '.join(FAMILY)}",
-                             f"set it to one of: {', '.join(names)}"))
+        found.append(
+            problem(
+                host,
+                "litellm_default_instance",
+                None,
+                f"there are {len(names)} instances, and one has to answer to {WILDCARD}, {', '.join(FAMILY)}",
+                f"set it to one of: {', '.join(names)}",
+            )
+        )
     aliases = variables.get("litellm_aliases") or {}
     for alias, name in aliases.items() if isinstance(aliases, dict) else []:
         if not isinstance(alias, str) or not ALIAS.fullmatch(alias) or alias.startswith(PREFIX):
-            found.append(problem(host, f"litellm_aliases.{alias}", name, "this cannot be a model's public name",
-                                 f"use letters, digits, dots and dashes, not {PREFIX}…; a `*` only at the end"))
+            found.append(
+                problem(
+                    host,
+                    f"litellm_aliases.{alias}",
+                    name,
+                    "this cannot be a model's public name",
+                    f"use letters, digits, dots and dashes, not {PREFIX}…; a `*` only at the end",
+                )
+            )
         if name not in names:
-            found.append(problem(host, f"litellm_aliases.{alias}", name, "no engine has an instance of this name",
-                                 f"choose one of: {', '.join(names) or 'none yet'}{_near(str(name), names)}"))
+            found.append(
+                problem(
+                    host,
+                    f"litellm_aliases.{alias}",
+                    name,
+                    "no engine has an instance of this name",
+                    f"choose one of: {', '.join(names) or 'none yet'}{_near(str(name), names)}",
+                )
+            )
     return found
 
 
 def address_problems(host: str, variables: Any, groups: dict[str, list[str]]) -> list[dict[str, Any]]:
     """Clash of ports with an engine, and who can reach the gateway."""
     found = []
-    port = variables.get("litellm_port", PORT)
+    port = _number(variables.get("litellm_port", PORT))
     instances = variables.get("vllm_instances") if host in groups.get("engines", []) else []
     for index, instance in enumerate(instances if isinstance(instances, list) else []):
         if isinstance(instance, dict) and instance.get("port", 8000) == port:
-            found.append(problem(host, "litellm_port", port,
-                                 f"vllm_instances[{index}] ({instance.get('name')}) has the same port on this host",
-                                 f"set another one, such as {PORT if port != PORT else 8080}"))
+            found.append(
+                problem(
+                    host,
+                    "litellm_port",
+                    port,
+                    f"vllm_instances[{index}] ({instance.get('name')}) has the same port on this host",
+                    f"set another one, such as {PORT if port != PORT else 8080}",
+                )
+            )
     address = str(variables.get("litellm_bind_address", BIND_ADDRESS))
     if not (address.startswith("127.") or address in ("::1", "localhost")):
-        found.append(problem(host, "litellm_bind_address", address,
-                             "the gateway is reachable from other machines, and keys travel without TLS",
-                             "keep 127.0.0.1 behind a TLS proxy, or make sure that the network is trusted",
-                             level="warning"))
+        found.append(
+            problem(
+                host,
+                "litellm_bind_address",
+                address,
+                "the gateway is reachable from other machines, and keys travel without TLS",
+                "keep 127.0.0.1 behind a TLS proxy, or make sure that the network is trusted",
+                level="warning",
+            )
+        )
     return found
 
 

@@ -199,6 +199,11 @@ def test_an_engine_that_is_away_is_said_plainly() -> None:
     assert "10.1.2.3" not in message
 
 
+def test_replicas_that_are_all_away_are_said_alike() -> None:
+    message = "No deployments available for selected model, Try again in 5 seconds. ['h1/a/x']"
+    assert gateway.plain(429, message) == (503, gateway.NO_ENGINE)
+
+
 def test_a_slow_engine_names_the_variables() -> None:
     status, message = gateway.plain(408, "litellm.Timeout: Timeout Error: Hosted_vllmException - Connection timed out.")
     assert status == 504

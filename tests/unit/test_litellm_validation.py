@@ -126,9 +126,14 @@ def test_sections_that_are_not_for_users(section: str) -> None:
     assert only(problems(litellm_extra_config={section: {}}))["variable"] == f"litellm_extra_config.{section}"
 
 
-@pytest.mark.parametrize("port", [0, 80, 70000, "4000", True])
+@pytest.mark.parametrize("port", [0, 80, 70000, "http", True])
 def test_ports(port: Any) -> None:
     assert only(problems(litellm_port=port))["variable"] == "litellm_port"
+
+
+def test_numbers_of_the_command_line_are_text() -> None:
+    assert problems(litellm_port="8080", litellm_request_timeout="600") == []
+    assert only(problems(litellm_port="8000"))["variable"] == "litellm_port"
 
 
 def test_the_port_of_an_engine() -> None:

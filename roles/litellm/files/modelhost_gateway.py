@@ -256,7 +256,8 @@ def plain(status: int, message: str) -> tuple[int, str]:
             content, _ = json.JSONDecoder().raw_decode(inner)
             found = content.get("error", content)
             inner = str(found.get("message") or inner) if isinstance(found, dict) else str(found)
-    if status >= 500 and _UNREACHABLE.search(inner):
+    # 429 is LiteLLM's word for "every replica of this model has just failed".
+    if (status >= 500 and _UNREACHABLE.search(inner)) or inner.startswith("No deployments available"):
         return 503, NO_ENGINE
     if status in (408, 500, 504) and _TOO_SLOW.search(inner):
         return 504, TOO_SLOW
