@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.modelhost.serving.plugins.module_utils import claude_code
 
 
@@ -35,9 +34,7 @@ def environment(found: dict[str, Any], base_url: str, **options: Any) -> dict[st
             f"The context of instance {found['instance']!r} is not known. Set max_model_len of the instance, or "
             "claude_code_max_context_tokens."
         )
-    return claude_code.environment(
-        base_url, "local-claude-" + found["instance"], context, **options
-    )
+    return claude_code.environment(base_url, "local-claude-" + found["instance"], context, **options)
 
 
 class FilterModule:

@@ -4,6 +4,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import pwd
+import shutil
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: claude_code_settings
 author: the modelhost authors
@@ -64,17 +75,6 @@ keys:
   returned: always
 """
 
-import contextlib
-import copy
-import hashlib
-import json
-import os
-import pwd
-import shutil
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-
 
 class Refused(Exception):
     """The file is not what it should be; nothing was changed."""
@@ -89,8 +89,7 @@ def leaves(settings, path=()):
     for key, value in settings.items():
         here = path + (key,)
         if isinstance(value, dict):
-            for leaf in leaves(value, here):
-                yield leaf
+            yield from leaves(value, here)
         elif isinstance(value, list):
             for item in value:
                 yield here, item, True
@@ -250,7 +249,7 @@ def read_record(path):
     except FileNotFoundError:
         return {"created": False, "entries": []}
     except ValueError as error:
-        raise Refused("the record %s is damaged (%s). Remove it, and run again" % (path, error))
+        raise Refused("the record %s is damaged (%s). Remove it, and run again" % (path, error)) from error
 
 
 def apply(module, account):

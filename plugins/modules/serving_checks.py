@@ -4,6 +4,17 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
+import ssl
+import time
+import uuid
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: serving_checks
 short_description: Check a running gateway or engine as a client would use it
@@ -137,15 +148,6 @@ failures:
   returned: always
 """
 
-import http.client
-import json
-import os
-import ssl
-import time
-import uuid
-from urllib.parse import urlsplit
-
-from ansible.module_utils.basic import AnsibleModule
 
 BODY_LIMIT = 2000
 
@@ -208,7 +210,7 @@ class Answer:
         try:
             data = json.loads(self.text)
         except ValueError:
-            raise CheckFailed("the answer (HTTP %d) is not JSON" % self.status, self.text)
+            raise CheckFailed("the answer (HTTP %d) is not JSON" % self.status, self.text) from None
         if not isinstance(data, dict):
             raise CheckFailed("the answer (HTTP %d) is not a JSON object" % self.status, self.text)
         return data
@@ -254,6 +256,7 @@ class Client:
         if body is not None:
             data = json.dumps(body, ensure_ascii=False).encode("utf-8")
             headers["Content-Type"] = "application/json"
+        connection: http.client.HTTPConnection
         if self.scheme == "https":
             context = ssl.create_default_context()
             connection = http.client.HTTPSConnection(self.host, self.port, timeout=self.left(), context=context)
@@ -269,10 +272,10 @@ class Client:
         except OSError as error:
             connection.close()
             self.left()
-            raise CheckFailed("%s %s: %s" % (method, path, error))
+            raise CheckFailed("%s %s: %s" % (method, path, error)) from error
         except http.client.HTTPException as error:
             connection.close()
-            raise CheckFailed("%s %s: broken answer (%s)" % (method, path, error.__class__.__name__))
+            raise CheckFailed("%s %s: broken answer (%s)" % (method, path, error.__class__.__name__)) from error
 
     def chunks(self, sock, response, seen):
         """Yield the body as it comes, appending to `seen`."""
@@ -283,7 +286,9 @@ class Client:
             except (OSError, http.client.HTTPException) as error:
                 text = bytes(seen).decode("utf-8", "replace")
                 self.left(text)
-                raise CheckFailed("the answer broke off (%s)" % (str(error) or error.__class__.__name__), text)
+                raise CheckFailed(
+                    "the answer broke off (%s)" % (str(error) or error.__class__.__name__), text
+                ) from error
             if not data:
                 return
             seen.extend(data)
@@ -354,7 +359,7 @@ def parse_arguments(text, raw):
     try:
         arguments = json.loads(text)
     except (ValueError, TypeError):
-        raise CheckFailed("the tool call's arguments are not JSON: %r" % (text,), raw)
+        raise CheckFailed("the tool call's arguments are not JSON: %r" % (text,), raw) from None
     if not isinstance(arguments, dict):
         raise CheckFailed("the tool call's arguments are not a JSON object: %r" % (text,), raw)
     return arguments
@@ -374,7 +379,7 @@ def read_openai(answer):
         choice = data["choices"][0]
         message = choice["message"]
     except (KeyError, IndexError, TypeError):
-        raise CheckFailed("the answer has no choices[0].message", answer.text)
+        raise CheckFailed("the answer has no choices[0].message", answer.text) from None
     text, calls = openai_message(message, answer.text)
     tokens = (data.get("usage") or {}).get("prompt_tokens")
     return Turn(text, calls, choice.get("finish_reason"), message, answer.text, prompt_tokens=tokens)
@@ -383,13 +388,14 @@ def read_openai(answer):
 def read_openai_stream(events, raw):
     if events[-1][1] != "[DONE]":
         raise CheckFailed("the stream ended without [DONE]", raw)
-    text, stop, first, calls = "", None, None, {}
+    text, stop, first = "", None, None
+    calls: dict[int, Any] = {}
     tokens = None
     for seconds, data in events[:-1]:
         try:
             chunk = json.loads(data)
         except ValueError:
-            raise CheckFailed("an event of the stream is not JSON: %r" % data, raw)
+            raise CheckFailed("an event of the stream is not JSON: %r" % data, raw) from None
         if "error" in chunk:
             raise CheckFailed("the stream carries an error", raw)
         tokens = (chunk.get("usage") or {}).get("prompt_tokens", tokens)
@@ -407,7 +413,7 @@ def read_openai_stream(events, raw):
                 call["name"] += function.get("name") or ""
                 call["arguments"] += function.get("arguments") or ""
     ordered = [calls[index] for index in sorted(calls)]
-    message = {"role": "assistant", "content": text or None}
+    message: dict[str, Any] = {"role": "assistant", "content": text or None}
     if ordered:
         message["tool_calls"] = [
             {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
@@ -443,7 +449,9 @@ def read_anthropic(answer):
 
 
 def read_anthropic_stream(events, raw):
-    blocks, open_blocks, usage = {}, set(), {}
+    blocks: dict[int, Any] = {}
+    usage: dict[str, Any] = {}
+    open_blocks = set()
     stop, first, kinds = None, None, []
     for seconds, data in events:
         if data == "[DONE]":
@@ -451,7 +459,7 @@ def read_anthropic_stream(events, raw):
         try:
             event = json.loads(data)
         except ValueError:
-            raise CheckFailed("an event of the stream is not JSON: %r" % data, raw)
+            raise CheckFailed("an event of the stream is not JSON: %r" % data, raw) from None
         kind = event.get("type")
         kinds.append(kind)
         if kind == "error" or "error" in event:
@@ -705,7 +713,11 @@ class Checks:
         return "%s(%s)%s" % (WEATHER, json.dumps(turn.calls[0][2], ensure_ascii=False), quoted)
 
     def parallel(self, api, model):
-        script = '@call %s {"city": "Beijing"}\n@also %s {"city": "Shanghai"}\n@say %s' % (WEATHER, WEATHER, TOOL_ANSWER)
+        script = '@call %s {"city": "Beijing"}\n@also %s {"city": "Shanghai"}\n@say %s' % (
+            WEATHER,
+            WEATHER,
+            TOOL_ANSWER,
+        )
         messages = user(prompt(PARALLEL_PROMPT, model, script))
         turn = api.ask(model["name"], messages, tools=True)
         expect_calls(api, turn)
@@ -750,7 +762,7 @@ class Checks:
 
     def plan(self):
         """Yield (check, subject, needed capabilities, capabilities, function)."""
-        plan = []
+        plan: list[Any] = []
         if self.gateway:
             plan.append(("health: liveliness", "", (), {}, lambda: self.health("/health/liveliness")))
             plan.append(("health: readiness", "", (), {}, lambda: self.health("/health/readiness")))
@@ -923,9 +935,7 @@ def main():
         module.fail_json(msg="Unknown checks: %s. Known are: %s." % (", ".join(unknown), ", ".join(sorted(known))))
     results = checks.run()
     passed = all(result["status"] in ("passed", "n/a") for result in results)
-    module.exit_json(
-        changed=False, passed=passed, results=results, table=table(results), failures=failures(results)
-    )
+    module.exit_json(changed=False, passed=passed, results=results, table=table(results), failures=failures(results))
 
 
 if __name__ == "__main__":

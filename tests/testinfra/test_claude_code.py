@@ -1,4 +1,4 @@
-"""The real Claude Code on the host: headless over several turns, and its first start in a terminal with no route out."""
+"""The real Claude Code on the host: headless over several turns, and a first start in a terminal with no route out."""
 
 from __future__ import annotations
 

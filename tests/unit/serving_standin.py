@@ -36,7 +36,7 @@ def _is_tool_result(message: dict) -> bool:
 
 
 def _results(messages: list[dict]) -> str:
-    found = []
+    found: list[str] = []
     for message in messages:
         if message["role"] == "assistant":
             found = []
@@ -123,7 +123,7 @@ class Standin:
         self.server.daemon_threads = True
         self.url = "http://127.0.0.1:%d" % self.server.server_address[1]
 
-    def __enter__(self) -> "Standin":
+    def __enter__(self) -> Standin:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
@@ -325,8 +325,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.event({"type": "message_start", "message": started}, "message_start")
         for index, block in enumerate(blocks):
             if block["type"] == "text":
-                empty = {"type": "text", "text": ""}
-                deltas = [{"type": "text_delta", "text": p} for p in self.pieces(block["text"])]
+                empty: dict = {"type": "text", "text": ""}
+                deltas: list[dict] = [{"type": "text_delta", "text": p} for p in self.pieces(block["text"])]
             else:
                 empty = {**block, "input": {}}
                 cut = self.arguments({"input": block["input"]})
@@ -349,7 +349,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     # OpenAI
 
     def chat(self, body: dict, turn: dict) -> None:
-        calls = [
+        calls: list[dict] = [
             {
                 "id": "call_%d_%d" % (len(body["messages"]), 0 if self.has("same_ids") else i),
                 "type": "function",

@@ -46,7 +46,7 @@ def test_replicas_give_the_least_context() -> None:
 
 
 def test_messages_name_what_to_set() -> None:
-    with pytest.raises(AnsibleFilterError, match="'codr'.*Known are: coder"):
+    with pytest.raises(AnsibleFilterError, match=r"'codr'.*Known are: coder"):
         filters.backend([BACKEND], "codr")
     with pytest.raises(AnsibleFilterError, match="group engines"):
         filters.backend([])

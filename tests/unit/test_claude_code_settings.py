@@ -18,7 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def _load() -> Any:
     path = ROOT / "plugins" / "modules" / "claude_code_settings.py"
     spec = importlib.util.spec_from_file_location("claude_code_settings", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -90,7 +91,7 @@ def test_keeps_what_the_user_has(home: Home) -> None:
     assert got["theme"] == "dark"
     assert got["env"] == {"EDITOR": "vi", "ANTHROPIC_BASE_URL": "http://gw", "X": "1"}
     assert got["permissions"] == {"deny": ["Bash(rm *)", "WebSearch"], "allow": ["Read"], "defaultMode": "default"}
-    assert list(got)[0] == "theme"
+    assert next(iter(got)) == "theme"
     home.run(state="absent")
     assert home.get() == mine
     assert not home.record.exists()

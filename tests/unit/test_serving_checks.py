@@ -18,7 +18,8 @@ import serving_standin  # noqa: E402  # the stand-in lies beside this file, whic
 def _load() -> Any:
     path = HERE.parents[1] / "plugins" / "modules" / "serving_checks.py"
     spec = importlib.util.spec_from_file_location("serving_checks", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -179,7 +180,8 @@ def test_an_engine_has_no_gateway_checks() -> None:
         results = run(standin, mode="engine", backends=[])
     assert not failed(results)
     assert results["x-api-key"]["status"] == "n/a"
-    assert "health" in results and "health: liveliness" not in results
+    assert "health" in results
+    assert "health: liveliness" not in results
 
 
 def test_replicas_without_affinity_are_told() -> None:
@@ -213,5 +215,5 @@ def test_table_lines_up() -> None:
 def test_a_key_file_must_hold_one_word(tmp_path: pathlib.Path, text: str) -> None:
     path = tmp_path / "key"
     path.write_text(text)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="one word"):
         serving_checks.read_key(str(path))
