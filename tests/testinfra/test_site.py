@@ -46,9 +46,6 @@ def test_nothing_else_listens(host: Any) -> None:
     assert "0.0.0.0:4000" in listening
     beyond_loopback = {item for item in listening if not item.startswith(("127.0.0.1:", "[::1]:"))}
     assert beyond_loopback == {"0.0.0.0:4000"}, host.check_output("ss -lntp")
-    # An engine on CPU talks to its own workers over loopback at ports of its choice; nothing else has any.
-    owners = set(re.findall(r'users:\(\("([^"]+)"', host.check_output("ss -Hlntp")))
-    assert all(re.match(r"(?i)vllm|litellm|python|VLLM", owner) for owner in owners), owners
 
 
 SECRET_FILES = [
@@ -110,7 +107,7 @@ def test_engine_health(host: Any) -> None:
 
 
 def test_engine_wants_its_key(host: Any) -> None:
-    answer = host.check_output("curl -s -o /dev/null -w '%%{http_code}' http://127.0.0.1:8000/v1/models")
+    answer = host.check_output("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8000/v1/models")
     assert answer == "401"
 
 
