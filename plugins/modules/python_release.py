@@ -178,6 +178,9 @@ def main() -> None:
             rc=code,
         )
     write_metadata(path, params["metadata_only"])
+    # uv's lock is writable for everyone; nothing installs into a finished release any more.
+    if os.path.exists(os.path.join(path, ".lock")):
+        os.remove(os.path.join(path, ".lock"))
     with open(os.path.join(path, COMPLETE), "w", encoding="utf-8"):
         pass
     module.exit_json(changed=True, path=path, name=name)
