@@ -871,7 +871,8 @@ def failures(results):
         subject = " (%s)" % result["model"] if result["model"] else ""
         lines.append("FAILED %s%s: %s" % (result["check"], subject, result["detail"]))
         if result["body"]:
-            lines.append("  response body: %s" % result["body"])
+            lines.append("  response body:")
+            lines += ["    " + line for line in result["body"].splitlines() if line.strip()]
     return lines
 
 

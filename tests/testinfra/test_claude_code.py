@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,14 @@ def test_what_is_not_allowed_is_not_run(container: str, project: str, host: Any)
 
 
 @pytest.fixture
-def newcomer(container: str, root: Path) -> str:
+def newcomer(container: str, root: Path) -> Iterator[str]:
     """A fresh account, set up by the role, in which Claude Code has never been started."""
     name = "newcomer"
-    execute(container, "userdel", "--remove", name)
-    execute(container, "sh", "-c", f"rm -f /var/lib/modelhost/claude_code/{name}-*")
+    forget = (
+        f"pkill -KILL -u {name}; userdel --remove {name} 2>/dev/null; "
+        f"rm -f /var/lib/modelhost/claude_code/{name}-* /etc/modelhost/claude_code/{name}.key"
+    )
+    execute(container, "sh", "-c", forget)
     made = execute(container, "useradd", "--create-home", "--shell", "/bin/bash", name)
     assert made.returncode == 0, made.stderr
     variables = {"claude_code_users": [{"name": name, "litellm_user": "demo"}], "claude_code_install": False}
@@ -154,7 +158,8 @@ def newcomer(container: str, root: Path) -> str:
         cwd=root, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return name
+    yield name
+    execute(container, "sh", "-c", forget)
 
 
 def test_first_start_in_a_terminal_with_no_route_out(container: str, newcomer: str) -> None:

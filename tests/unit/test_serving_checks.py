@@ -208,7 +208,11 @@ def test_table_lines_up() -> None:
     at = lines[0].index("status")
     assert {line[at:].split()[0] for line in lines[2:-2]} == {"passed", "failed"}
     assert lines[-1] == "21 passed, 1 failed, 0 n/a, 0 skipped"
-    assert serving_checks.failures(results)[0].startswith("FAILED models: not listed: local-claude-coder")
+    assert serving_checks.failures(results) == [
+        "FAILED models: not listed: local-claude-coder",
+        "  response body:",
+        '    {"object": "list", "data": []}',
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "\n", "sk-one sk-two"])
