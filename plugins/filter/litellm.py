@@ -1,5 +1,6 @@
 # MIT licence (see LICENSE)
 """Filters about the gateway; the work is done in module_utils/litellm_config.py."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,7 +13,8 @@ def own_problems(variables: dict[str, Any], names: list[str], host: str) -> str:
     """What is wrong with a gateway's variables, as text; empty if nothing. For the role alone."""
     instances = [{"name": name} for name in names]
     found = litellm_validation.problems(
-        {host: variables, "": {"vllm_instances": instances}}, {"gateways": [host], "engines": [""]})
+        {host: variables, "": {"vllm_instances": instances}}, {"gateways": [host], "engines": [""]}
+    )
     return report([item for item in found if item["level"] == "error"])
 
 

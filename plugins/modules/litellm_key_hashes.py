@@ -1,6 +1,7 @@
 #!/usr/bin/python
 # MIT licence (see LICENSE)
 """Ansible module: the gateway's file of key hashes, from the users' key files."""
+
 from __future__ import annotations
 
 import hashlib
@@ -80,12 +81,15 @@ def content(models, users, read):
     for user in users:
         key = read(user["name"])
         if not key.strip():
-            raise ValueError("the key file of user %s is empty; delete it and run again to get a new key"
-                             % user["name"])
+            raise ValueError(
+                "the key file of user %s is empty; delete it and run again to get a new key" % user["name"]
+            )
         digest = hashed(key)
         if digest in owners:
-            raise ValueError("users %s and %s have the same key; delete one of the two key files and run again"
-                             % (owners[digest], user["name"]))
+            raise ValueError(
+                "users %s and %s have the same key; delete one of the two key files and run again"
+                % (owners[digest], user["name"])
+            )
         owners[digest] = user["name"]
         entries.append({"name": user["name"], "sha256": digest, "models": user["models"]})
     return json.dumps({"models": models, "users": entries}, indent=1, sort_keys=True) + "\n"
@@ -99,7 +103,9 @@ def main():
             "keys_dir": {"type": "path", "required": True, "no_log": False},
             "models": {"type": "list", "elements": "str", "required": True},
             "users": {
-                "type": "list", "elements": "dict", "required": True,
+                "type": "list",
+                "elements": "dict",
+                "required": True,
                 "options": {
                     "name": {"type": "str", "required": True},
                     "models": {"type": "list", "elements": "str", "required": True},
@@ -135,8 +141,9 @@ def main():
     if changed and not module.check_mode:
         # Written beside and moved, so that the gateway never reads half a file.
         temporary = os.path.join(module.tmpdir, "hashes")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w",
-                       encoding="utf-8") as handle:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as handle:
             handle.write(text)
         arguments = module.load_file_common_arguments(module.params)
         arguments["path"] = temporary

@@ -14,8 +14,16 @@ SETTINGS = {"messages_route": "native", "drop_params": True, "request_timeout": 
 
 
 def backend(host: str, instance: str, model: str = "qwen", **more: Any) -> dict[str, Any]:
-    return {"host": host, "instance": instance, "model": model, "served_model_name": model,
-            "url": f"http://{host}:8000", "max_model_len": 65536, "key_file": f"/k/{instance}", **more}
+    return {
+        "host": host,
+        "instance": instance,
+        "model": model,
+        "served_model_name": model,
+        "url": f"http://{host}:8000",
+        "max_model_len": 65536,
+        "key_file": f"/k/{instance}",
+        **more,
+    }
 
 
 def config(backends: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
@@ -29,8 +37,16 @@ def deployments(rendered: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def test_one_instance_answers_to_every_name() -> None:
     rendered = config([backend("h1", "coder")], dated_names=["claude-3-5-sonnet-20240620"])
     assert [item["model_name"] for item in rendered["model_list"]] == [
-        "local-claude-coder", "qwen", "default", "opus", "sonnet", "haiku", "fable",
-        "claude-3-5-sonnet-20240620", "claude-*"]
+        "local-claude-coder",
+        "qwen",
+        "default",
+        "opus",
+        "sonnet",
+        "haiku",
+        "fable",
+        "claude-3-5-sonnet-20240620",
+        "claude-*",
+    ]
 
 
 def test_messages_go_to_the_engines_own_endpoint() -> None:
@@ -68,7 +84,9 @@ def test_no_key_stands_in_it() -> None:
 def test_the_same_instance_on_two_hosts_makes_replicas() -> None:
     rendered = config([backend("h1", "coder"), backend("h2", "coder")])
     assert [item["litellm_params"]["api_base"] for item in deployments(rendered, "opus")] == [
-        "http://h1:8000/v1", "http://h2:8000/v1"]
+        "http://h1:8000/v1",
+        "http://h2:8000/v1",
+    ]
     assert rendered["router_settings"]["num_retries"] == 2
     assert rendered["router_settings"]["cooldown_time"] == 5
 
@@ -80,8 +98,9 @@ def test_a_lone_engine_is_not_tried_again_nor_put_aside() -> None:
 
 
 def test_ids_of_deployments_differ() -> None:
-    rendered = config([backend("h1", "coder"), backend("h2", "coder"), backend("h1", "chat", "other")],
-                      default_instance="coder")
+    rendered = config(
+        [backend("h1", "coder"), backend("h2", "coder"), backend("h1", "chat", "other")], default_instance="coder"
+    )
     ids = [item["model_info"]["id"] for item in rendered["model_list"]]
     assert len(ids) == len(set(ids))
 
@@ -113,8 +132,13 @@ def test_extra_settings_are_merged() -> None:
 
 def test_users_get_the_aliases_of_their_instances() -> None:
     backends = [backend("h1", "a", "one"), backend("h1", "b", "two")]
-    found = litellm_config.access([{"name": "all"}, {"name": "bob", "models": ["b"]}, {"name": "al", "models": ["a"]}],
-                                  backends, "a", {"fast": "b"}, ["claude-x-20260101"])
+    found = litellm_config.access(
+        [{"name": "all"}, {"name": "bob", "models": ["b"]}, {"name": "al", "models": ["a"]}],
+        backends,
+        "a",
+        {"fast": "b"},
+        ["claude-x-20260101"],
+    )
     models = {user["name"]: user["models"] for user in found["users"]}
     assert models["bob"] == ["local-claude-b", "two", "fast"]
     assert "claude-*" in models["al"]

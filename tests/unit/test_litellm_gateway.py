@@ -37,10 +37,13 @@ def sha256(text: str) -> str:
 
 
 def content() -> dict[str, Any]:
-    return {"models": ALL, "users": [
-        {"name": "alice", "sha256": sha256(ALICE), "models": ALL},
-        {"name": "bob", "sha256": sha256(BOB), "models": ["local-claude-b", "model-b"]},
-    ]}
+    return {
+        "models": ALL,
+        "users": [
+            {"name": "alice", "sha256": sha256(ALICE), "models": ALL},
+            {"name": "bob", "sha256": sha256(BOB), "models": ["local-claude-b", "model-b"]},
+        ],
+    }
 
 
 @pytest.fixture
@@ -71,8 +74,9 @@ def test_a_key_opens_the_models_of_its_user(store: Any) -> None:
     assert ask(store, "Bearer " + BOB).name == "bob"
 
 
-@pytest.mark.parametrize("key", ["", "sk-wrong", ALICE[:-1], ALICE + "x", ALICE.upper(), "Bearer ",
-                                 "sk-ключ", "\udc80"])
+@pytest.mark.parametrize(
+    "key", ["", "sk-wrong", ALICE[:-1], ALICE + "x", ALICE.upper(), "Bearer ", "sk-ключ", "\udc80"]
+)
 def test_a_wrong_key_is_turned_away(store: Any, key: str) -> None:
     assert refusal(store, key).status == 401
 
@@ -85,8 +89,9 @@ def test_a_user_does_not_reach_other_models(store: Any, model: str, path: str) -
     assert "local-claude-b" in refused.message
 
 
-@pytest.mark.parametrize("model", ["claude-x,local-claude-a", "claude-x, local-claude-b", "claude-\n", "", None,
-                                   ["opus"], "*", "claude-*"])
+@pytest.mark.parametrize(
+    "model", ["claude-x,local-claude-a", "claude-x, local-claude-b", "claude-\n", "", None, ["opus"], "*", "claude-*"]
+)
 def test_odd_names_are_no_way_round(store: Any, model: Any) -> None:
     assert refusal(store, ALICE, model).status in (400, 404)
 
@@ -114,11 +119,20 @@ def test_a_model_in_the_address_is_refused(store: Any) -> None:
     assert refusal(store, BOB, query={"model": "model-a"}).status == 400
 
 
-@pytest.mark.parametrize(("method", "path"), [
-    ("POST", "/key/generate"), ("GET", "/model/info"), ("POST", "/model/new"), ("GET", "/health"),
-    ("DELETE", "/v1/messages"), ("POST", "/anthropic/v1/messages"), ("POST", "/v1/messages/../../key/generate"),
-    ("GET", "/metrics"), ("POST", "/engines/model-a/chat/completions"),
-])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/key/generate"),
+        ("GET", "/model/info"),
+        ("POST", "/model/new"),
+        ("GET", "/health"),
+        ("DELETE", "/v1/messages"),
+        ("POST", "/anthropic/v1/messages"),
+        ("POST", "/v1/messages/../../key/generate"),
+        ("GET", "/metrics"),
+        ("POST", "/engines/model-a/chat/completions"),
+    ],
+)
 def test_a_key_opens_no_other_route(store: Any, method: str, path: str) -> None:
     assert refusal(store, ALICE, method=method, path=path).status == 403
 
@@ -146,10 +160,20 @@ def test_a_replaced_file_of_the_same_size_and_time_is_read(store: Any, key_file:
     assert refusal(store, BOB).status == 401
 
 
-@pytest.mark.parametrize("bad", ["", "{", "[]", '{"users": []}', '{"models": [], "users": [{"name": "x"}]}',
-                                 '{"models": [], "users": [{"name": "x", "sha256": "", "models": []}]}'])
-def test_a_bad_file_opens_nothing_and_is_logged_once(store: Any, key_file: Path, bad: str,
-                                                     caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "{",
+        "[]",
+        '{"users": []}',
+        '{"models": [], "users": [{"name": "x"}]}',
+        '{"models": [], "users": [{"name": "x", "sha256": "", "models": []}]}',
+    ],
+)
+def test_a_bad_file_opens_nothing_and_is_logged_once(
+    store: Any, key_file: Path, bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert ask(store, ALICE).name == "alice"
     key_file.write_text(bad)
     for _ in range(3):
@@ -179,17 +203,28 @@ def test_every_entry_is_compared(store: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 # --- errors ---
 
-REFUSED = ("litellm.InternalServerError: InternalServerError: Hosted_vllmException - Cannot connect to host"
-           " 10.1.2.3:18002 ssl:<ssl.SSLContext object at 0x7f> [Connect call failed ('10.1.2.3', 18002)]\n\n"
-           "LiteLLM: model group 'opus' failed with the error above. No fallback was attempted.")
+REFUSED = (
+    "litellm.InternalServerError: InternalServerError: Hosted_vllmException - Cannot connect to host"
+    " 10.1.2.3:18002 ssl:<ssl.SSLContext object at 0x7f> [Connect call failed ('10.1.2.3', 18002)]\n\n"
+    "LiteLLM: model group 'opus' failed with the error above. No fallback was attempted."
+)
 # As LiteLLM 1.109.1 hands on what vLLM 0.32.0 says.
-OVERFLOW = ("litellm.ContextWindowExceededError: litellm.BadRequestError: ContextWindowExceededError:"
-            " Hosted_vllmException - " + json.dumps({"type": "error", "error": {
+OVERFLOW = (
+    "litellm.ContextWindowExceededError: litellm.BadRequestError: ContextWindowExceededError:"
+    " Hosted_vllmException - "
+    + json.dumps(
+        {
+            "type": "error",
+            "error": {
                 "type": "BadRequestError",
                 "message": "This model's maximum context length is 131072 tokens. However, your prompt contains at"
-                           " least 131073 input tokens, which exceeds this limit even without any output tokens."}})
-            + "\nmodel=opus. context_window_fallbacks=None."
-            + "\n\nLiteLLM: model group 'opus' failed with the error above. No fallback was attempted.")
+                " least 131073 input tokens, which exceeds this limit even without any output tokens.",
+            },
+        }
+    )
+    + "\nmodel=opus. context_window_fallbacks=None."
+    + "\n\nLiteLLM: model group 'opus' failed with the error above. No fallback was attempted."
+)
 
 
 def test_an_engine_that_is_away_is_said_plainly() -> None:
@@ -221,8 +256,14 @@ def test_messages_of_others_stay() -> None:
 
 
 @pytest.mark.parametrize("anthropic", [True, False])
-@pytest.mark.parametrize("raw", [b'{"error":{"message":"no","type":"x","param":null,"code":"401"}}', b'{"detail":"no"}',
-                                 b'{"type":"error","error":{"type":"x","message":"no"}}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"error":{"message":"no","type":"x","param":null,"code":"401"}}',
+        b'{"detail":"no"}',
+        b'{"type":"error","error":{"type":"x","message":"no"}}',
+    ],
+)
 def test_errors_come_in_the_shape_of_the_client(raw: bytes, anthropic: bool) -> None:
     status, body = gateway.reword(401, raw, anthropic)
     error = json.loads(body)
@@ -234,11 +275,15 @@ def test_errors_come_in_the_shape_of_the_client(raw: bytes, anthropic: bool) -> 
 
 
 def test_an_error_within_a_stream_is_worded_and_text_is_left_alone() -> None:
-    cut = (b'event: error\ndata: {"type": "error", "error": {"type": "api_error",'
-           b' "message": "Response payload is not completed"}}\n\n')
+    cut = (
+        b'event: error\ndata: {"type": "error", "error": {"type": "api_error",'
+        b' "message": "Response payload is not completed"}}\n\n'
+    )
     assert b"does not answer" in gateway.reword_event(cut, True)
-    text = (b'data: {"type":"content_block_delta","delta":{"text":'
-            b'"{\\"error\\": {\\"message\\": \\"Connection error\\"}}"}}\n\n')
+    text = (
+        b'data: {"type":"content_block_delta","delta":{"text":'
+        b'"{\\"error\\": {\\"message\\": \\"Connection error\\"}}"}}\n\n'
+    )
     assert gateway.reword_event(text, True) == text
 
 
@@ -257,10 +302,16 @@ def drive(app: Any, method: str, path: str) -> list[dict[str, Any]]:
 
 def inner(status: int, kind: bytes, *parts: bytes) -> Any:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": status,
-                    "headers": [(b"content-type", kind), (b"content-length", b"3"), (b"retry-after", b"1")]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-type", kind), (b"content-length", b"3"), (b"retry-after", b"1")],
+            }
+        )
         for index, part in enumerate(parts):
             await send({"type": "http.response.body", "body": part, "more_body": index + 1 < len(parts)})
+
     return app
 
 

@@ -31,13 +31,22 @@ def test_nothing_is_wrong_with_the_least() -> None:
 
 
 def test_a_sound_gateway_passes() -> None:
-    assert problems(("coder", "chat"), litellm_default_instance="coder", litellm_aliases={"gpt-*": "chat"},
-                    litellm_users=[{"name": "alice"}, {"name": "b.o-b_1", "models": ["chat"], "key": KEY}],
-                    litellm_extra_config={"litellm_settings": {"modify_params": True}}) == []
+    assert (
+        problems(
+            ("coder", "chat"),
+            litellm_default_instance="coder",
+            litellm_aliases={"gpt-*": "chat"},
+            litellm_users=[{"name": "alice"}, {"name": "b.o-b_1", "models": ["chat"], "key": KEY}],
+            litellm_extra_config={"litellm_settings": {"modify_params": True}},
+        )
+        == []
+    )
 
 
-@pytest.mark.parametrize("key", ["abcde", "sk-1234", "", "x" * 30, "sk-" + "1234" * 8, "a b" * 10, 12345,
-                                 "password-password-password", KEY + "\n"])
+@pytest.mark.parametrize(
+    "key",
+    ["abcde", "sk-1234", "", "x" * 30, "sk-" + "1234" * 8, "a b" * 10, 12345, "password-password-password", KEY + "\n"],
+)
 def test_a_weak_key_is_refused_and_not_shown(key: Any) -> None:
     item = only(problems(litellm_users=[{"name": "alice", "key": key}]))
     assert item["variable"] == "litellm_users[0].key"
@@ -108,13 +117,16 @@ def test_drop_params_in_the_wrong_place(section: str) -> None:
     assert "litellm_drop_params" in item["fix"]
 
 
-@pytest.mark.parametrize(("section", "name", "instead"), [
-    ("general_settings", "master_key", "users' keys come from litellm_users"),
-    ("general_settings", "custom_auth", "litellm_users"),
-    ("litellm_settings", "drop_params", "litellm_drop_params"),
-    ("router_settings", "timeout", "litellm_request_timeout"),
-    ("router_settings", "num_retries", "litellm_retries"),
-])
+@pytest.mark.parametrize(
+    ("section", "name", "instead"),
+    [
+        ("general_settings", "master_key", "users' keys come from litellm_users"),
+        ("general_settings", "custom_auth", "litellm_users"),
+        ("litellm_settings", "drop_params", "litellm_drop_params"),
+        ("router_settings", "timeout", "litellm_request_timeout"),
+        ("router_settings", "num_retries", "litellm_retries"),
+    ],
+)
 def test_settings_that_the_role_writes(section: str, name: str, instead: str) -> None:
     item = only(problems(litellm_extra_config={section: {name: "x"}}))
     assert instead in item["fix"]

@@ -10,6 +10,7 @@ LiteLLM calls two things here, by names in its configuration and its unit:
 
 Nothing of LiteLLM is imported before it is needed, so that the tests need no LiteLLM.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -33,9 +34,7 @@ KEY_FILE = os.environ.get("MODELHOST_KEY_HASHES", "/etc/modelhost/litellm/key_ha
 #: configuration, other vendors' APIs); none of them has a use here.
 ROUTES = {
     "GET": re.compile(r"(/v1)?/models(/[^/]+)?"),
-    "POST": re.compile(
-        r"(/v1)?/(messages|messages/count_tokens|chat/completions|completions|responses|embeddings)"
-    ),
+    "POST": re.compile(r"(/v1)?/(messages|messages/count_tokens|chat/completions|completions|responses|embeddings)"),
 }
 
 #: What needs no key: the two probes that call no engine.
@@ -46,10 +45,19 @@ PROBES = re.compile(r"/health/(liveliness|liveness|readiness)")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,199}")
 
 #: Fields of a request by which LiteLLM would use other models or servers than the checked one.
-FOREIGN_FIELDS = frozenset({
-    "api_base", "api_key", "base_url", "content_policy_fallbacks", "context_window_fallbacks",
-    "fallbacks", "model_list", "router_settings_override", "user_config",
-})
+FOREIGN_FIELDS = frozenset(
+    {
+        "api_base",
+        "api_key",
+        "base_url",
+        "content_policy_fallbacks",
+        "context_window_fallbacks",
+        "fallbacks",
+        "model_list",
+        "router_settings_override",
+        "user_config",
+    }
+)
 
 
 class Refused(Exception):
@@ -147,19 +155,25 @@ def _wanted(names: tuple[str, ...]) -> str:
 def check_model(user: User, model: Any, known: tuple[str, ...]) -> None:
     """Refuse a model that does not exist or is not this user's."""
     if not isinstance(model, str) or not model:
-        raise Refused(400, "invalid_request_error",
-                      "The request names no model. Set `model` to one of: %s." % _wanted(user.models),
-                      "model")
+        raise Refused(
+            400,
+            "invalid_request_error",
+            "The request names no model. Set `model` to one of: %s." % _wanted(user.models),
+            "model",
+        )
     if fits(model, user.models):
         return
     shown = model[:80]
     if fits(model, known):
-        raise Refused(403, "permission_error",
-                      "Your key is not for the model '%s'. It may use: %s." % (shown, _wanted(user.models)),
-                      "model")
-    raise Refused(404, "not_found_error",
-                  "There is no model '%s' here. You may use: %s." % (shown, _wanted(user.models)),
-                  "model")
+        raise Refused(
+            403,
+            "permission_error",
+            "Your key is not for the model '%s'. It may use: %s." % (shown, _wanted(user.models)),
+            "model",
+        )
+    raise Refused(
+        404, "not_found_error", "There is no model '%s' here. You may use: %s." % (shown, _wanted(user.models)), "model"
+    )
 
 
 def check(store: KeyStore, key: str, method: str, path: str, query: Any, body: Any) -> User:
@@ -168,17 +182,23 @@ def check(store: KeyStore, key: str, method: str, path: str, query: Any, body: A
         key = key[7:].strip()
     user = store.find(key) if key else None
     if user is None:
-        raise Refused(401, "authentication_error",
-                      "This gateway does not know the key that was sent. Send a user's key as"
-                      " 'Authorization: Bearer sk-...' or 'x-api-key: sk-...'; the administrator finds"
-                      " it in the gateway's key folder.")
+        raise Refused(
+            401,
+            "authentication_error",
+            "This gateway does not know the key that was sent. Send a user's key as"
+            " 'Authorization: Bearer sk-...' or 'x-api-key: sk-...'; the administrator finds"
+            " it in the gateway's key folder.",
+        )
     path = path.rstrip("/") or "/"
     route = ROUTES.get("GET" if method == "HEAD" else method)
     if route is None or not route.fullmatch(path):
-        raise Refused(403, "permission_error",
-                      "A user's key does not open %s %s. It opens /v1/messages, /v1/messages/count_tokens,"
-                      " /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings and /v1/models."
-                      % (method, path[:80]))
+        raise Refused(
+            403,
+            "permission_error",
+            "A user's key does not open %s %s. It opens /v1/messages, /v1/messages/count_tokens,"
+            " /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings and /v1/models."
+            % (method, path[:80]),
+        )
     if method in ("GET", "HEAD"):
         return user
     if "model" in (query or {}):
@@ -187,8 +207,12 @@ def check(store: KeyStore, key: str, method: str, path: str, query: Any, body: A
         raise Refused(400, "invalid_request_error", "The request's body is not a JSON object.")
     foreign = sorted(FOREIGN_FIELDS.intersection(body))
     if foreign:
-        raise Refused(400, "invalid_request_error",
-                      "The field '%s' is not accepted here; take it out of the request." % foreign[0], foreign[0])
+        raise Refused(
+            400,
+            "invalid_request_error",
+            "The field '%s' is not accepted here; take it out of the request." % foreign[0],
+            foreign[0],
+        )
     check_model(user, body.get("model"), store.known)
     return user
 
@@ -209,13 +233,18 @@ async def user_api_key_auth(request: Any, api_key: str) -> Any:
     try:
         user = check(STORE, api_key or "", request.method, request.url.path, request.query_params, body)
     except Refused as refusal:
-        raise ProxyException(message=refusal.message, type=refusal.kind, param=refusal.param,
-                             code=refusal.status) from None
+        raise ProxyException(
+            message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.status
+        ) from None
     # LiteLLM gets a name for the log and the hash, never the key itself, and the list of
     # models once more: its own check runs after this one.
     return UserAPIKeyAuth(
-        api_key=user.sha256, token=user.sha256, key_alias=user.name, user_id=user.name,
-        user_role=LitellmUserRoles.INTERNAL_USER, models=list(user.models),
+        api_key=user.sha256,
+        token=user.sha256,
+        key_alias=user.name,
+        user_id=user.name,
+        user_role=LitellmUserRoles.INTERNAL_USER,
+        models=list(user.models),
     )
 
 
@@ -223,24 +252,41 @@ async def user_api_key_auth(request: Any, api_key: str) -> Any:
 
 #: Anthropic's name for an HTTP status.
 ANTHROPIC_TYPES = {
-    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
-    404: "not_found_error", 408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error",
-    503: "overloaded_error", 504: "timeout_error", 529: "overloaded_error",
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
 }
 
 #: How LiteLLM wraps what an engine answered.
-_WRAPPED = re.compile(r"^(?:[\w.]+: )*Hosted_vllmException - (.*?)"
-                      r"(?:\n+(?:Deployment Info:|LiteLLM: model group).*)?$", re.DOTALL)
-_UNREACHABLE = re.compile(r"Cannot connect to host|Connection error|Connect call failed|Name or service not known"
-                          r"|Server disconnected|payload is not completed|Connection reset", re.IGNORECASE)
+_WRAPPED = re.compile(
+    r"^(?:[\w.]+: )*Hosted_vllmException - (.*?)"
+    r"(?:\n+(?:Deployment Info:|LiteLLM: model group).*)?$",
+    re.DOTALL,
+)
+_UNREACHABLE = re.compile(
+    r"Cannot connect to host|Connection error|Connect call failed|Name or service not known"
+    r"|Server disconnected|payload is not completed|Connection reset",
+    re.IGNORECASE,
+)
 _TOO_SLOW = re.compile(r"Timeout Error|Timeout on reading|Connection timed out|timed out", re.IGNORECASE)
 _TOO_LONG = re.compile(r"maximum context length|longer than the maximum model length", re.IGNORECASE)
 _LENGTHS = re.compile(r"maximum context length is (\d+) tokens.*?(?:contains at least|requested) (\d+)", re.DOTALL)
 
-NO_ENGINE = ("The engine behind this model does not answer: it is starting, restarting or stopped."
-             " Try again in a moment. Administrators: systemctl status 'vllm@*' on the engine's host.")
-TOO_SLOW = ("The engine did not answer in the time the gateway allows. Long prompts on slow engines need more:"
-            " administrators raise litellm_request_timeout and litellm_stream_timeout (seconds).")
+NO_ENGINE = (
+    "The engine behind this model does not answer: it is starting, restarting or stopped."
+    " Try again in a moment. Administrators: systemctl status 'vllm@*' on the engine's host."
+)
+TOO_SLOW = (
+    "The engine did not answer in the time the gateway allows. Long prompts on slow engines need more:"
+    " administrators raise litellm_request_timeout and litellm_stream_timeout (seconds)."
+)
 
 
 def plain(status: int, message: str) -> tuple[int, str]:
@@ -265,7 +311,8 @@ def plain(status: int, message: str) -> tuple[int, str]:
         # These words are how Claude Code knows that it has to compact.
         lengths = _LENGTHS.search(inner)
         inner = "prompt is too long: " + (
-            "%s tokens > %s maximum" % (lengths.group(2), lengths.group(1)) if lengths else inner)
+            "%s tokens > %s maximum" % (lengths.group(2), lengths.group(1)) if lengths else inner
+        )
     return status, inner
 
 
@@ -287,8 +334,7 @@ def reword(status: int, raw: bytes, anthropic: bool) -> tuple[int, bytes]:
     else:
         if new_status != status or not kind:
             kind = ANTHROPIC_TYPES.get(new_status, "api_error")
-        content = {"error": {"message": message, "type": kind, "param": error.get("param"),
-                             "code": str(new_status)}}
+        content = {"error": {"message": message, "type": kind, "param": error.get("param"), "code": str(new_status)}}
     return new_status, json.dumps(content, ensure_ascii=False).encode()
 
 
@@ -305,8 +351,11 @@ def reword_event(chunk: bytes, anthropic: bool) -> bytes:
                 content = None
             error = content.get("error") if isinstance(content, dict) else None
             # Only an event that is nothing but an error; never one of the model's own text.
-            if isinstance(error, dict) and set(content) <= {"type", "error"} \
-                    and content.get("type", "error") == "error":
+            if (
+                isinstance(error, dict)
+                and set(content) <= {"type", "error"}
+                and content.get("type", "error") == "error"
+            ):
                 _, message = plain(500, str(error.get("message", "")))
                 content["error"] = {**error, "message": message}
                 if anthropic:
@@ -339,10 +388,25 @@ class Front:
         route = ROUTES.get(method)
         open_probe = method == "GET" and PROBES.fullmatch(path)
         if not open_probe and (route is None or not route.fullmatch(path)):
-            await _answer(send, *reword(404, json.dumps({"error": {"message": (
-                "There is no %s %s here. This gateway offers /v1/messages, /v1/messages/count_tokens,"
-                " /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings and /v1/models."
-                % (scope["method"], path[:80])), "type": "not_found_error"}}).encode(), anthropic))
+            await _answer(
+                send,
+                *reword(
+                    404,
+                    json.dumps(
+                        {
+                            "error": {
+                                "message": (
+                                    "There is no %s %s here. This gateway offers /v1/messages, /v1/messages/count_tokens,"
+                                    " /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings and /v1/models."
+                                    % (scope["method"], path[:80])
+                                ),
+                                "type": "not_found_error",
+                            }
+                        }
+                    ).encode(),
+                    anthropic,
+                ),
+            )
             return
         # LiteLLM would compress errors, and then nobody could read them here; answers are small.
         headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
@@ -364,8 +428,7 @@ class _Reworder:
             headers = {name.lower(): value for name, value in message.get("headers", [])}
             kind = headers.get(b"content-type", b"")
             self.stream = kind.startswith(b"text/event-stream")
-            if message["status"] >= 400 and kind.startswith(b"application/json") \
-                    and b"content-encoding" not in headers:
+            if message["status"] >= 400 and kind.startswith(b"application/json") and b"content-encoding" not in headers:
                 self.start = message
                 return
         elif message["type"] == "http.response.body":
@@ -381,11 +444,14 @@ class _Reworder:
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: Any = ()) -> None:
-    kept = [(name, value) for name, value in headers
-            if name.lower() not in (b"content-length", b"content-type")]
-    await send({"type": "http.response.start", "status": status,
-                "headers": [*kept, (b"content-type", b"application/json"),
-                            (b"content-length", str(len(body)).encode())]})
+    kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"content-type")]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*kept, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+        }
+    )
     await send({"type": "http.response.body", "body": body})
 
 
@@ -406,9 +472,18 @@ def _make_counter() -> Any:
         def should_use_token_counting_api(self, custom_llm_provider: str | None = None) -> bool:
             return custom_llm_provider == "hosted_vllm"
 
-        async def count_tokens(self, model_to_use: str, messages: Any, contents: Any,
-                               deployment: Any = None, request_model: str = "", tools: Any = None,
-                               system: Any = None, messages_format: str = "openai", **_: Any) -> Any:
+        async def count_tokens(
+            self,
+            model_to_use: str,
+            messages: Any,
+            contents: Any,
+            deployment: Any = None,
+            request_model: str = "",
+            tools: Any = None,
+            system: Any = None,
+            messages_format: str = "openai",
+            **_: Any,
+        ) -> Any:
             """None leaves it to LiteLLM's estimate, for instance while the engine is down."""
             params = (deployment or {}).get("litellm_params", {})
             base = str(params.get("api_base") or "").rstrip("/").removesuffix("/v1")
@@ -421,21 +496,22 @@ def _make_counter() -> Any:
                 body["system"] = system
             key = str(params.get("api_key") or "")
             if key.startswith("os.environ/"):
-                key = os.environ.get(key[len("os.environ/"):], "")
+                key = os.environ.get(key[len("os.environ/") :], "")
             try:
                 if EngineTokenCounter.client is None:
                     # No proxy from the environment: the engine is on this host or network.
                     EngineTokenCounter.client = httpx.AsyncClient(timeout=30, trust_env=False)
                 answer = await EngineTokenCounter.client.post(
-                    base + "/v1/messages/count_tokens", json=body,
-                    headers={"authorization": "Bearer " + key})
+                    base + "/v1/messages/count_tokens", json=body, headers={"authorization": "Bearer " + key}
+                )
                 answer.raise_for_status()
                 total = int(answer.json()["input_tokens"])
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 LOG.warning("count_tokens: the engine did not count (%s), so LiteLLM estimates", type(error).__name__)
                 return None
-            return TokenCountResponse(total_tokens=total, request_model=request_model,
-                                      model_used=model_to_use, tokenizer_type="vllm")
+            return TokenCountResponse(
+                total_tokens=total, request_model=request_model, model_used=model_to_use, tokenizer_type="vllm"
+            )
 
     return EngineTokenCounter()
 

@@ -2,6 +2,7 @@
 
 systemd bounds the wait by TimeoutStartSec.
 """
+
 import os
 import sys
 import time
