@@ -37,6 +37,12 @@ ROUTES = {
     "POST": re.compile(r"(/v1)?/(messages|messages/count_tokens|chat/completions|completions|responses|embeddings)"),
 }
 
+#: The same for people.
+OFFERED = (
+    "/v1/messages, /v1/messages/count_tokens, /v1/chat/completions, /v1/completions, /v1/responses,"
+    " /v1/embeddings and /v1/models"
+)
+
 #: What needs no key: the two probes that call no engine.
 PROBES = re.compile(r"/health/(liveliness|liveness|readiness)")
 
@@ -192,13 +198,8 @@ def check(store: KeyStore, key: str, method: str, path: str, query: Any, body: A
     path = path.rstrip("/") or "/"
     route = ROUTES.get("GET" if method == "HEAD" else method)
     if route is None or not route.fullmatch(path):
-        raise Refused(
-            403,
-            "permission_error",
-            "A user's key does not open %s %s. It opens /v1/messages, /v1/messages/count_tokens,"
-            " /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings and /v1/models."
-            % (method, path[:80]),
-        )
+        message = "A user's key does not open %s %s. It opens %s." % (method, path[:80], OFFERED)
+        raise Refused(403, "permission_error", message)
     if method in ("GET", "HEAD"):
         return user
     if "model" in (query or {}):
@@ -388,25 +389,9 @@ class Front:
         route = ROUTES.get(method)
         open_probe = method == "GET" and PROBES.fullmatch(path)
         if not open_probe and (route is None or not route.fullmatch(path)):
-            await _answer(
-                send,
-                *reword(
-                    404,
-                    json.dumps(
-                        {
-                            "error": {
-                                "message": (
-                                    "There is no %s %s here. This gateway offers /v1/messages, /v1/messages/count_tokens,"
-                                    " /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings and /v1/models."
-                                    % (scope["method"], path[:80])
-                                ),
-                                "type": "not_found_error",
-                            }
-                        }
-                    ).encode(),
-                    anthropic,
-                ),
-            )
+            message = "There is no %s %s here. This gateway offers %s." % (scope["method"], path[:80], OFFERED)
+            content = {"error": {"message": message, "type": "not_found_error"}}
+            await _answer(send, *reword(404, json.dumps(content).encode(), anthropic))
             return
         # LiteLLM would compress errors, and then nobody could read them here; answers are small.
         headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
