@@ -190,6 +190,18 @@ def problems(
     if host in groups.get("gateways", []):
         ports.append((int(variables.get("litellm_port") or 4000), "litellm@main.service", "litellm_port"))
     found += port_problems(host, probe, ports)
+    if host in groups.get("clients", []):
+        for index, user in enumerate(variables.get("claude_code_users") or []):
+            if user.get("name") not in probe["accounts"]:
+                found.append(
+                    problem(
+                        host,
+                        f"claude_code_users[{index}].name",
+                        user.get("name"),
+                        "this host has no account of this name",
+                        "create the account, or name another",
+                    )
+                )
 
     need: dict[str, float] = {}
     for path, space in probe["disk"].items():

@@ -188,6 +188,7 @@ def probe(paths):
         "wsl": "microsoft" in read("/proc/version").lower(),
         "listeners": listeners(),
         "active_units": active_units(),
+        "accounts": [entry.pw_name for entry in pwd.getpwall()],
         "is_root": os.geteuid() == 0,
         # Space that a first deployment needs is not asked for again.
         "deployed": os.path.exists("/opt/modelhost/bin/uv"),

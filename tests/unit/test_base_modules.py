@@ -138,7 +138,7 @@ def probe(**values: Any) -> dict[str, Any]:
         "disk": {"/opt": {"free": 100 * preflight.GIB, "mount": "/"},
                  "/var/lib": {"free": 100 * preflight.GIB, "mount": "/"}},
         "glibc": "2.39", "systemd": "255", "systemd_is_init": True, "pythons": ["3.12"], "nvidia_driver": "",
-        "wsl": False, "listeners": {}, "active_units": [], "is_root": True, "deployed": False, **values,
+        "wsl": False, "listeners": {}, "active_units": [], "accounts": ["dev"], "is_root": True, "deployed": False, **values,
     }  # fmt: skip
 
 
@@ -208,3 +208,9 @@ def test_report_without_a_gateway_names_the_engines_api() -> None:
     text = "\n".join(site_report.lines({"engines": ["box"]}, {"box": VARIABLES}))
     assert "API service only" in text
     assert "http://127.0.0.1:8000/v1" in text
+
+
+def test_accounts_that_clients_name_must_exist() -> None:
+    variables = {"claude_code_users": [{"name": "dev"}, {"name": "ghost"}]}
+    found = preflight.problems("box", probe(), SETTINGS, variables, {"clients": ["box"]})
+    assert [item["variable"] for item in found] == ["claude_code_users[1].name"]
