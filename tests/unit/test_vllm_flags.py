@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin
-from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_backends, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import catalog, gateways, vllm_backends, vllm_flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,3 +148,19 @@ def test_locks_agree_with_the_pins() -> None:
     locked = json.loads((ROOT / str(pin("claude_code.lock"))).read_text())["packages"]
     assert locked["node_modules/@anthropic-ai/claude-code"]["version"] == pin("claude_code.version")
     assert f"uv=={pin('uv.version')} " in (ROOT / "roles/host_base/files/uv.txt").read_text()
+
+
+def test_gateway_addresses_as_clients_see_them() -> None:
+    defaults = yaml.safe_load((ROOT / "roles/litellm/defaults/main.yml").read_text())
+    assert gateways.PORT == defaults["litellm_port"]
+    assert defaults["litellm_bind_address"] == gateways.BIND_ADDRESS
+    hostvars: dict = {"gw": {"ansible_host": "192.0.2.9"}}
+    assert gateways.url(hostvars, "gw", "gw") == "http://127.0.0.1:4000"
+    assert gateways.url(hostvars, "gw", "laptop") == "http://192.0.2.9:4000"
+    hostvars["gw"]["litellm_bind_address"] = "0.0.0.0"
+    assert gateways.url(hostvars, "gw", "gw") == "http://127.0.0.1:4000"
+    assert gateways.url(hostvars, "gw") == "http://192.0.2.9:4000"
+    hostvars["gw"].update({"litellm_bind_address": "10.0.0.1", "litellm_port": 8080})
+    assert gateways.url(hostvars, "gw", "gw") == "http://10.0.0.1:8080"
+    hostvars["gw"]["litellm_public_url"] = "https://llm.example/"
+    assert gateways.url(hostvars, "gw", "laptop") == "https://llm.example"
