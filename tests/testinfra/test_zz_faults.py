@@ -13,7 +13,7 @@ from conftest import run, wait_until
 
 MODEL = "local-claude-coder"
 # Long enough that the stream is open when the engine dies.
-LONG = "@say " + "The quick brown fox jumps over the lazy dog. " * 20
+LONG = "@say " + "The quick brown fox jumps over the lazy dog. " * 300
 
 
 def client(url: str, key: str) -> anthropic.Anthropic:
@@ -36,7 +36,7 @@ def test_engine_killed_during_a_stream(host: Any, gateway_url: str, user_key: st
     ended = ""
     before = int(host.service("vllm@coder").systemd_properties["NRestarts"])
     request = client(gateway_url, user_key).messages.stream(
-        model=MODEL, max_tokens=1024, messages=[{"role": "user", "content": LONG}]
+        model=MODEL, max_tokens=16000, messages=[{"role": "user", "content": LONG}]
     )
     try:
         with request as stream:

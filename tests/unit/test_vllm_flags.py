@@ -152,7 +152,7 @@ def test_locks_agree_with_the_pins() -> None:
 
 def test_gateway_addresses_as_clients_see_them() -> None:
     defaults = yaml.safe_load((ROOT / "roles/litellm/defaults/main.yml").read_text())
-    assert gateways.PORT == defaults["litellm_port"]
+    assert defaults["litellm_port"] == gateways.PORT
     assert defaults["litellm_bind_address"] == gateways.BIND_ADDRESS
     hostvars: dict = {"gw": {"ansible_host": "192.0.2.9"}}
     assert gateways.url(hostvars, "gw", "gw") == "http://127.0.0.1:4000"
