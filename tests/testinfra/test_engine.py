@@ -1,0 +1,118 @@
+"""The engine's own parser judges every flag that we render; systemd judges the units."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.plugins.loader import init_plugin_loader
+
+init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".collections")])
+
+from ansible_collections.modelhost.serving.plugins.lookup.pin import pin  # noqa: E402 (needs the loader)
+from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_flags  # noqa: E402 (same)
+
+ENGINE = "/opt/modelhost/vllm/current/bin/python"
+QUIET = ["-e", "HF_HUB_OFFLINE=1", "-e", "VLLM_NO_USAGE_STATS=1", "-e", "VLLM_LOGGING_LEVEL=ERROR", "-e", "HOME=/tmp"]
+VERSION = str(pin("vllm.cpu.version"))
+
+#: Reads lists of arguments, writes what the parser says of each: null, or its error.
+PARSE = """
+import contextlib, io, json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+verdicts = {}
+for name, argv in json.loads(%r).items():
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            validate_parsed_serve_args(make_arg_parser(FlexibleArgumentParser()).parse_args(argv))
+        verdicts[name] = None
+    except (SystemExit, Exception) as error:
+        verdicts[name] = said.getvalue() or repr(error)
+print("VERDICTS" + json.dumps(verdicts))
+"""
+
+
+def engine_python(container: str, script: str) -> str:
+    """What a script prints that the engine's own Python runs on the host."""
+    done = subprocess.run(
+        ["docker", "exec", "-i", *QUIET, container, ENGINE, "-"],
+        input=script, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def rendered() -> dict[str, list[str]]:
+    """The arguments of each catalogue model, plain and with everything an instance can set, and of the examples."""
+    found = {}
+    for name in catalog.shipped():
+        for suffix, extra in (
+            ("", {}),
+            (
+                "-full",
+                {"max_num_seqs": 2, "tensor_parallel_size": 2, "max_model_len": 70000, "served_model_name": ["x"]},
+            ),
+        ):
+            instance = {"name": "coder", "model": name, **extra}
+            found[name + suffix] = vllm_flags.effective_instance(instance, catalog.entries(), VERSION)["argv"]
+    for file in Path(__file__).resolve().parents[2].glob("inventories/*/group_vars/**/*.yml"):
+        for instance in (yaml.safe_load(file.read_text()) or {}).get("vllm_instances") or []:
+            argv = vllm_flags.effective_instance(instance, catalog.entries(), VERSION)["argv"]
+            found[f"{file.parent.parent.name}:{instance['name']}"] = argv
+    return found
+
+
+def test_flags_and_parsers_are_the_engines_own(container: str, root: Path) -> None:
+    """catalog/engines/ is what validation knows of vLLM without an engine at hand."""
+    printed = json.loads(engine_python(container, (root / "catalog/engines/describe_vllm.py").read_text()))
+    assert printed == vllm_flags.engine_description(VERSION)
+
+
+def test_the_real_parser_takes_what_we_render_and_refuses_what_it_should(container: str) -> None:
+    wrong = {"wrong: gone": ["/m", "--swap-space", "4"], "wrong: no parser": ["/m", "--enable-auto-tool-choice"]}
+    out = engine_python(container, PARSE % json.dumps({**rendered(), **wrong}))
+    verdicts = json.loads(out.split("VERDICTS")[1])
+    assert len(verdicts) >= 6
+    for name, verdict in verdicts.items():
+        assert (verdict is not None) == name.startswith("wrong"), f"{name}: {verdict}"
+
+
+@pytest.mark.parametrize("unit", ["vllm@coder.service", "litellm@main.service"])
+def test_systemd_finds_nothing_wrong_with_the_units(host: Any, unit: str) -> None:
+    done = host.run("systemd-analyze verify %s", unit)
+    assert done.rc == 0, done.stderr
+    assert "Unknown key" not in done.stderr, done.stderr
+
+
+def test_engines_without_a_gateway_are_a_mode_of_its_own(root: Path, container: str, tmp_path: Path) -> None:
+    """API service only: the same engine in an inventory that has no gateway."""
+    inventory = {
+        "all": {
+            "hosts": {
+                container: {
+                    "ansible_connection": "community.docker.docker",
+                    "vllm_instances": [{"name": "coder", "model": "loopback"}],
+                }
+            },
+            "children": {"engines": {"hosts": {container: {}}}},
+        }
+    }
+    path = tmp_path / "hosts.yml"
+    path.write_text(yaml.safe_dump(inventory))
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(path), "playbooks/validate.yml", "playbooks/preflight.yml",
+         "playbooks/verify.yml", "playbooks/report.yml"],
+        cwd=root, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "API service only" in done.stdout
+    assert "http://127.0.0.1:8000/v1" in done.stdout
+    assert "tool call, streamed" in done.stdout
+    assert "0 failed" in done.stdout
