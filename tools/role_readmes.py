@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write the variables of each role into its README, from meta/argument_specs.yml.
 
-`docs/role_readmes.py` rewrites what stands below the marker; what stands above is written by hand.
-`docs/role_readmes.py --check` only says whether something would change. `./run lint` does that.
+`tools/role_readmes.py` rewrites what stands below the marker; what stands above is written by hand.
+`tools/role_readmes.py --check` only says whether something would change. `./run lint` does that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKER = "<!-- Below this line: made from meta/argument_specs.yml by docs/role_readmes.py -->"
+MARKER = "<!-- Below this line: made from meta/argument_specs.yml by tools/role_readmes.py -->"
 #: Ansible's own mark-up: C(code), O(option), V(value), M(module), I(italics).
 MARKUP = re.compile(r"\b([CVOMI])\(((?:[^()]|\([^()]*\))*)\)")
 
