@@ -101,7 +101,12 @@ def detect() -> dict[str, Any]:
     links = list(dict.fromkeys(local_folder(link) or link for link in links))
     registry = npm_registry()
     settings: dict[str, Any] = {
-        "host_base_extra_ca_certificates": sorted(glob.glob(f"{EXTRA_CA}/**/*.crt", recursive=True)),
+        "host_base_extra_ca_certificates": [
+            # Not those that host_base put there itself: with inventories/local this machine is the host.
+            path
+            for path in sorted(glob.glob(f"{EXTRA_CA}/**/*.crt", recursive=True))
+            if not os.path.basename(path).startswith("modelhost-")
+        ],
         "host_base_pip_index_url": "" if index == PYPI else index,
         "host_base_pip_find_links": links,
         "host_base_npm_registry": "" if registry.rstrip("/") == NPM.rstrip("/") else registry,

@@ -50,6 +50,7 @@ def test_settings_are_found(machine: Any, tmp_path: Path, monkeypatch: pytest.Mo
     wheels.mkdir()
     (tmp_path / "ca").mkdir()
     (tmp_path / "ca/proxy.crt").write_text("x")
+    (tmp_path / "ca/modelhost-proxy.crt").write_text("put there by host_base")
     (tmp_path / "config/pip").mkdir(parents=True)
     (tmp_path / "config/pip/pip.conf").write_text("[global]\nindex_url = https://mirror.example/simple/\n")
     (tmp_path / ".npmrc").write_text("fund=false\nregistry = https://npm.example/\n")
