@@ -49,11 +49,19 @@ def default(option: dict[str, Any]) -> str:
     return f"`{text}`"
 
 
+def wired() -> set[str]:
+    """Variables that group_vars/all/wiring.yml works out; an inventory cannot set them."""
+    return set(yaml.safe_load((ROOT / "group_vars/all/wiring.yml").read_text(encoding="utf-8")))
+
+
 def rows(options: dict[str, Any], prefix: str = "") -> list[str]:
     """Table rows; keys of items stand below their list, with its name before them."""
     lines = []
     for name, option in options.items():
-        cells = [f"`{prefix}{name}`", kind(option), default(option), prose(option.get("description", ""))]
+        text = prose(option.get("description", ""))
+        if not prefix and name in wired():
+            text += " *Worked out by the playbooks; only set it where you use the role by itself.*"
+        cells = [f"`{prefix}{name}`", kind(option), default(option), text]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         inner = option.get("options")
         if inner:

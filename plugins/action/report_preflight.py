@@ -8,7 +8,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.modelhost.serving.plugins.module_utils import preflight
-from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, report
+from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
 
 display = Display()
 
@@ -44,20 +44,5 @@ class ActionModule(ActionBase):
             found += preflight.problems(
                 host, variables["host_preflight_probe"], variables["host_preflight_settings"], variables, groups
             )
-        for item in found:
-            if item["level"] == "warning":
-                display.warning(report([item]))
-        errors = [item for item in found if item["level"] == "error"]
-        if errors:
-            return {
-                **result,
-                "failed": True,
-                "changed": False,
-                "problems": len(errors),
-                "msg": f"{len(errors)} problem(s). Nothing was changed.\n" + report(errors),
-            }
-        return {
-            **result,
-            "changed": False,
-            "msg": f"{len(set(members) & set(limited))} host(s) are fit for what is asked of them.",
-        }
+        sound = f"{len(set(members) & set(limited))} host(s) are fit for what is asked of them."
+        return verdict(result, found, ". Nothing was changed.", sound, display.warning)

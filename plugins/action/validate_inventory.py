@@ -14,7 +14,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     litellm_validation,
     vllm_validation,
 )
-from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, report
+from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
 
 display = Display()
 
@@ -89,16 +89,5 @@ class ActionModule(ActionBase):
         found += vllm_validation.problems(sound, groups, versions)
         found += litellm_validation.problems(sound, groups)
 
-        for item in found:
-            if item["level"] == "warning":
-                display.warning(report([item]))
-        errors = [item for item in found if item["level"] == "error"]
-        if errors:
-            return {
-                **result,
-                "failed": True,
-                "changed": False,
-                "problems": len(errors),
-                "msg": f"{len(errors)} problem(s) in the inventory. No host was contacted.\n" + report(errors),
-            }
-        return {**result, "changed": False, "msg": f"The variables of {len(hosts)} host(s) are sound."}
+        passed = f"The variables of {len(hosts)} host(s) are sound."
+        return verdict(result, found, " in the inventory. No host was contacted.", passed, display.warning)

@@ -7,6 +7,7 @@ A problem is a dictionary: host, variable, value (None: not shown), problem, fix
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 #: Characters of a value that a report shows.
@@ -36,3 +37,17 @@ def report(found: list[dict[str, Any]]) -> str:
         subject = f"{variable} = {value}" if value else variable
         lines += [f"{', '.join(dict.fromkeys(hosts))}: {subject}", f"    {why}", f"    → {fix}"]
     return "\n".join(lines)
+
+
+def verdict(
+    result: dict[str, Any], found: list[dict[str, Any]], promise: str, sound: str, warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """How a check ends: warnings are shown, errors fail it with all of them and what did not happen (`promise`)."""
+    for item in found:
+        if item["level"] == "warning":
+            warn(report([item]))
+    errors = [item for item in found if item["level"] == "error"]
+    if errors:
+        message = f"{len(errors)} problem(s){promise}\n" + report(errors)
+        return {**result, "failed": True, "changed": False, "problems": len(errors), "msg": message}
+    return {**result, "changed": False, "msg": sound}

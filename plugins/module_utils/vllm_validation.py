@@ -89,6 +89,32 @@ def flag_problems(host: str, variable: str, flags: Any, version: str) -> list[di
     return found
 
 
+def entry_problems(host: str, where: str, entry: Any) -> list[dict[str, Any]]:
+    """A catalogue entry that a user wrote: what is needed to find its weights."""
+    fix = "write it in the form of catalog/models/*.yml: {id: my-model, source: {path: /data/my-model}}"
+    if not isinstance(entry, dict):
+        return [problem(host, where, entry, "a catalogue entry is a mapping", fix)]
+    missing = [key for key, kind in (("id", str), ("source", dict)) if not isinstance(entry.get(key), kind)]
+    if missing:
+        return [problem(host, where, entry, f"the entry lacks {', '.join(missing)}", fix)]
+    kinds = [key for key in ("path", "repo", "builder") if isinstance(entry["source"].get(key), str)]
+    if len(kinds) != 1 or set(entry["source"]) - {"path", "repo", "builder", "revision"}:
+        return [
+            problem(
+                host,
+                f"{where}.source",
+                entry["source"],
+                "a source is one of path, repo (with revision) or builder",
+                fix,
+            )
+        ]
+    if kinds == ["builder"] and entry["source"]["builder"] != "loopback_model":
+        return [problem(host, f"{where}.source", entry["source"], "there is no such builder", fix)]
+    if not isinstance(entry.get("flags") or {}, dict):
+        return [problem(host, f"{where}.flags", entry["flags"], "flags are a mapping of names to values", fix)]
+    return []
+
+
 def instance_problems(
     host: str, index: int, instance: Any, entries: dict[str, Any], version: str
 ) -> list[dict[str, Any]]:
@@ -129,19 +155,10 @@ def instance_problems(
             )
         )
     elif isinstance(model, dict):
-        missing = [key for key in ("id", "source") if key not in model]
-        if missing:
-            found.append(
-                problem(
-                    host,
-                    f"{where}.model",
-                    model,
-                    f"an inline entry lacks {', '.join(missing)}",
-                    "write it in the form of catalog/models/*.yml",
-                )
-            )
-            return found
-    elif model not in entries:
+        broken = entry_problems(host, f"{where}.model", model)
+        if broken:
+            return found + broken
+    elif str(model) not in entries:
         found.append(
             problem(
                 host,
@@ -176,24 +193,37 @@ def instance_problems(
             problem(host, f"{where}.devices", devices, "these are no indices of GPUs", "write them as `[0, 1]`")
         )
     names = instance.get("served_model_name")
-    for served in [names] if isinstance(names, str) else names or []:
-        if "/" in str(served):
+    for served in [] if names is None else names if isinstance(names, list) else [names]:
+        if not isinstance(served, str) or not served or "/" in served:
             found.append(
                 problem(
                     host,
                     f"{where}.served_model_name",
                     served,
-                    "clients cannot ask for a name with a slash",
-                    "use a name without `/`",
+                    "clients cannot ask for such a name",
+                    "use text without `/`",
                 )
             )
+    environment = instance.get("environment")
+    if environment is not None and not isinstance(environment, dict):
+        found.append(
+            problem(
+                host,
+                f"{where}.environment",
+                environment,
+                "environment variables are a mapping of names to values",
+                "write `{OMP_NUM_THREADS: 8}`",
+            )
+        )
     found += flag_problems(host, f"{where}.flags", instance.get("flags") or {}, version)
     if entry:
         context = instance.get("max_model_len") or entry.get("max_model_len")
         if isinstance(context, int) and not isinstance(context, bool):
             native = entry.get("native_context")
-            flags = {**(entry.get("flags") or {}), **(instance.get("flags") or {})}
-            if native and context > native and "hf_overrides" not in flags:
+            stretched = any(
+                "hf_overrides" in (flags or {}) for flags in (entry.get("flags"), instance.get("flags")) if flags
+            )
+            if native and context > native and not stretched:
                 found.append(
                     problem(
                         host,
@@ -236,7 +266,9 @@ def problems(hostvars: Any, groups: dict[str, list[str]], versions: dict[str, st
     for host in groups.get("engines", []):
         variables = hostvars[host]
         own = variables.get("vllm_models") or []
-        entries = catalog.entries([entry for entry in own if isinstance(entry, dict) and "id" in entry])
+        broken = [(entry, entry_problems(host, f"vllm_models[{at}]", entry)) for at, entry in enumerate(own)]
+        found += [item for _entry, items in broken for item in items]
+        entries = catalog.entries([entry for entry, items in broken if not items])
         variant = str(variables.get("vllm_variant") or "auto")
         version = versions["cuda" if variant == "cuda" else "cpu"]
         instances = variables.get("vllm_instances")
@@ -268,7 +300,7 @@ def problems(hostvars: Any, groups: dict[str, list[str]], versions: dict[str, st
             if not isinstance(instance, dict):
                 continue
             for key, value in (("name", instance.get("name")), ("port", instance.get("port", 8000))):
-                first = seen.setdefault((key, value), f"vllm_instances[{index}]")
+                first = seen.setdefault((key, str(value)), f"vllm_instances[{index}]")
                 if first != f"vllm_instances[{index}]":
                     found.append(
                         problem(

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_flags, vllm_validation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,3 +170,23 @@ def test_limit_does_not_skip_the_check(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "vllm_variant = 'gpu'" in done.stdout
+
+
+JSONISH = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from([*vllm_flags.INSTANCE_KEYS, "--seed", "port_"])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(KEYS, JSONISH, max_size=6) | JSONISH)
+def test_nothing_that_yaml_can_hold_breaks_the_check(instance: Any) -> None:
+    hostvars = {"box": {"vllm_instances": [instance]}}
+    found = vllm_validation.problems(hostvars, {"engines": ["box"]}, {"cpu": "0.32.0", "cuda": "0.32.0"})
+    for item in found:
+        assert item["problem"]
+        assert item["fix"]
+    if not [item for item in found if item["level"] == "error"]:
+        vllm_flags.effective_instance(instance, catalog.entries(), "0.32.0")
