@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-PYPI = "https://pypi.org/simple"
-NPM = "https://registry.npmjs.org/"
 # Where distributions look for certificates that an administrator added (Debian, Ubuntu).
 EXTRA_CA = "/usr/local/share/ca-certificates"
 SYSTEM_PIP_CONF = "/etc/pip.conf"
@@ -107,9 +105,9 @@ def detect() -> dict[str, Any]:
             for path in sorted(glob.glob(f"{EXTRA_CA}/**/*.crt", recursive=True))
             if not os.path.basename(path).startswith("modelhost-")
         ],
-        "host_base_pip_index_url": "" if index == PYPI else index,
+        "host_base_pip_index_url": index,
         "host_base_pip_find_links": links,
-        "host_base_npm_registry": "" if registry.rstrip("/") == NPM.rstrip("/") else registry,
+        "host_base_npm_registry": registry,
         "host_base_apt_proxy": apt_proxy(),
     }
     for name in ("http_proxy", "https_proxy", "no_proxy"):

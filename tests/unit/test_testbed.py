@@ -68,12 +68,6 @@ def test_settings_are_found(machine: Any, tmp_path: Path, monkeypatch: pytest.Mo
     }
 
 
-def test_public_defaults_are_not_passed_on(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.org/simple/")
-    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org")
-    assert machine.detect() == {}
-
-
 def test_inventory_script_speaks_ansibles_form() -> None:
     done = subprocess.run([str(ROOT / "testbed/machine.py"), "--list"], capture_output=True, text=True, check=True)
     listed = json.loads(done.stdout)
