@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.modelhost.serving.plugins.module_utils import vllm_backends, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import hardware, vllm_backends, vllm_flags
 
 
 def effective_instances(
@@ -14,7 +14,7 @@ def effective_instances(
 ) -> list[dict[str, Any]]:
     """Every instance with its command line, environment and paths."""
     try:
-        return [vllm_flags.effective_instance(instance, catalog, version, **options) for instance in instances]
+        return vllm_flags.effective_instances(instances, catalog, version, **options)
     except KeyError as error:
         raise AnsibleFilterError(f"vllm_instances: there is no {error} in the catalogue") from error
 
@@ -31,6 +31,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "vllm_effective_instances": effective_instances,
+            "machine": hardware.machine,
             "vllm_entries": entries,
             "vllm_backends": vllm_backends.backends,
             "model_path": vllm_flags.model_path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import catalog, hardware, vllm_flags
 
 #: The role's default; kept equal to roles/vllm/defaults/main.yml by a test.
 BIND_ADDRESS = "127.0.0.1"
@@ -27,14 +27,27 @@ def address_for(gateway: str, host: str, variables: Any) -> str:
     return bind
 
 
+def checked_capabilities(entry: dict[str, Any]) -> dict[str, Any]:
+    """What serving_verify checks of a model: tool calls only where more than a prompt stands behind them."""
+    said = entry.get("capabilities") or {}
+    if "tool_calling" not in said:
+        return dict(said)
+    return {**said, "tool_calling": said["tool_calling"] in ("native", "adapted")}
+
+
 def backends(groups: dict[str, list[str]], hostvars: Any, gateway: str) -> list[dict[str, Any]]:
     """One item for each instance on each host of the group `engines`."""
     found = []
     for host in groups.get("engines", []):
         variables = hostvars[host]
         entries = catalog.entries(variables.get("vllm_models") or [])
-        for instance in variables.get("vllm_instances") or []:
+        instances = variables.get("vllm_instances") or []
+        machine = hardware.of_host(variables)
+        fitting = vllm_flags.assessments(instances, entries, variables.get("vllm_flags"), machine) if machine else []
+        for at, instance in enumerate(instances):
             entry = vllm_flags.resolve(instance, entries)
+            # A host that --limit left out was not looked at: the catalogue's context is the best guess.
+            room = fitting[at] if fitting and fitting[at].get("fits") else {}
             names = instance.get("served_model_name") or entry["id"]
             address = address_for(gateway, host, variables)
             found.append(
@@ -45,9 +58,11 @@ def backends(groups: dict[str, list[str]], hostvars: Any, gateway: str) -> list[
                     "model": entry["id"],
                     "served_model_name": names if isinstance(names, str) else names[0],
                     "url": f"http://{address}:{instance.get('port', 8000)}",
-                    "max_model_len": instance.get("max_model_len") or entry.get("max_model_len"),
+                    "max_model_len": instance.get("max_model_len")
+                    or room.get("max_model_len")
+                    or entry.get("max_model_len"),
                     "key_file": f"{CONFIG_DIR}/{instance['name']}.key",
-                    "capabilities": entry.get("capabilities") or {},
+                    "capabilities": checked_capabilities(entry),
                     "loopback_model": "builder" in entry["source"],
                 }
             )

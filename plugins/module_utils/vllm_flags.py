@@ -6,7 +6,6 @@ Runs on the controller. Everything here is pure: values in, values out.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -14,22 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from ansible_collections.modelhost.serving.plugins.module_utils import capacity
+from ansible_collections.modelhost.serving.plugins.module_utils import catalog as catalog_of_models
 
-#: Keys of an instance beside `flags`; all of them have their own meaning to this project.
-INSTANCE_KEYS = (
-    "name",
-    "model",
-    "port",
-    "devices",
-    "runtime",
-    "served_model_name",
-    "max_model_len",
-    "max_num_seqs",
-    "tensor_parallel_size",
-    "flags",
-    "environment",
-)
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Flags that are keys of the instance (or of the role) and so are refused inside `flags`.
 OWNED_FLAGS = {
@@ -44,17 +31,55 @@ OWNED_FLAGS = {
     "config": "`vllm_flags` or the instance's key `flags`",
 }
 
-#: Flags of older guides that the pinned vLLM no longer has, with what replaced them.
-REMOVED_FLAGS = {
-    "device": "nothing: the installed build decides (`vllm_variant: cpu` or `cuda`)",
-    "swap_space": "nothing: vLLM's present scheduler recomputes instead of swapping",
-    "disable_log_requests": "nothing: requests are not logged unless `enable_log_requests: true`",
-    "rope_scaling": "`hf_overrides: {rope_parameters: {…}}`",
-    "cpu_kvcache_space": "`kv_cache_memory_bytes`",
-    "use_v2_block_manager": "nothing: it is the only one",
-    "enable_reasoning": "`reasoning_parser` alone",
-    "guided_decoding_backend": "`structured_outputs_config: {backend: …}`",
+#: Flags of older guides that the pinned vLLM no longer has, by what replaced them; `nothing: …` where nothing did.
+#: Collected from the history of vLLM's vllm/engine/arg_utils.py and cli_args.py, June 2023 to August 2026.
+_REPLACEMENTS = {
+    "nothing: the installed build decides (`vllm_variant: cpu` or `cuda`)": "device",
+    "nothing: vLLM's present scheduler recomputes instead of swapping": "swap_space",
+    "nothing: requests are not logged unless `enable_log_requests: true`": "disable_log_requests",
+    "`hf_overrides: {rope_parameters: {…}}`": "rope_scaling",
+    "`hf_overrides: {rope_parameters: {rope_theta: …}}`": "rope_theta",
+    "`kv_cache_memory_bytes`": "cpu_kvcache_space",
+    "`reasoning_parser` alone": "enable_reasoning",
+    "`runner` (`generate` is what serves chats) and `convert`": "task",
+    "`distributed_executor_backend: ray`": "worker_use_ray",
+    "`load_format: dummy`": "use_dummy_weights",
+    "`load_format: npcache`": "use_np_weights",
+    "`chat_template_content_format`": "chat_template_text_format",
+    "`enable_log_deltas: false`": "exclude_log_deltas",
+    "`exclude_tools_when_tool_choice_none: false`": "expand_tools_even_if_tool_choice_none",
+    "`logits_processors`": "logits_processor_pattern",
+    "`mm_processor_cache_gb: 0`": "disable_mm_preprocessor_cache",
+    "`mm_encoder_tp_mode: data`": "enable_multimodal_encoder_data_parallel",
+    "`lora_modules`": "qlora_adapter_name_or_path",
+    "`additional_config`": "override_neuron_config",
+    "`cudagraph_capture_sizes: [1, 2, 4]`": "cuda_graph_sizes max_context_len_to_capture",
+    "`max_cudagraph_capture_size`, which counts sequences of a batch and not tokens": "max_seq_len_to_capture",
+    "`structured_outputs_config: {backend: …}`": "guided_decoding_backend guided_decoding_disable_fallback "
+    "guided_decoding_disable_additional_properties guided_decoding_disable_any_whitespace disable_any_whitespace "
+    "disable_fallback",
+    "`speculative_config: {method: …, model: …, num_speculative_tokens: …}`": "num_speculative_tokens "
+    "speculative_model speculative_model_quantization speculative_max_model_len speculative_draft_tensor_parallel_size "
+    "speculative_disable_by_batch_size speculative_disable_mqa_scorer disable_logprobs_during_spec_decoding "
+    "spec_decoding_acceptance_method ngram_prompt_lookup_max ngram_prompt_lookup_min "
+    "typical_acceptance_sampler_posterior_alpha typical_acceptance_sampler_posterior_threshold",
+    "`eplb_config: {window_size: …, step_interval: …, num_redundant_experts: …}`": "num_redundant_experts "
+    "eplb_window_size eplb_step_interval eplb_log_balancedness",
+    "`pooler_config: {…}`": "pooling_type pooling_norm pooling_softmax pooling_step_tag_id pooling_returned_token_ids "
+    "override_pooler_config",
+    "nothing: vLLM's present engine and scheduler have no such setting": "use_v2_block_manager engine_use_ray "
+    "disable_async_output_proc preemption_mode scheduler_delay_factor num_lookahead_slots num_scheduler_steps "
+    "multi_step_stream_outputs tokenizer_pool_size tokenizer_pool_type tokenizer_pool_extra_config max_paddings "
+    "forced_num_gpu_blocks disable_frontend_multiprocessing max_num_partial_prefills max_long_partial_prefills",
+    "nothing: vLLM no longer supports such adapters": "enable_prompt_adapter max_prompt_adapters "
+    "max_prompt_adapter_token prompt_adapters long_lora_scaling_factors lora_extra_vocab_size enable_lora_bias",
+    "nothing: scales of an FP8 cache come from the checkpoint, or are 1": "calculate_kv_scales quantization_param_path",
+    "nothing: attention computes in the type of the model": "override_attention_dtype",
+    "nothing: the checkpoint's own processor decides; `limit_mm_per_prompt` limits images": "image_input_type "
+    "image_input_shape image_token_id image_feature_size image_processor image_processor_revision "
+    "disable_image_processor mm_cache_preprocessor mm_placeholder_str_override",
 }
+REMOVED_FLAGS = {name: instead for instead, names in _REPLACEMENTS.items() for name in names.split()}
 
 #: What this project gives every engine, whatever the model; the reason stands beside each.
 ENGINE_DEFAULTS: dict[str, Any] = {
@@ -70,6 +95,11 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "disable_fastapi_docs": True,
 }
 
+#: Where the role vllm puts this project's own templates and parsers on a host.
+SHARE = "/opt/modelhost/vllm/share"
+#: Bytes of KV cache of a CPU engine of which nothing is known: one session of 40K tokens at 96 KiB each.
+UNKNOWN_KV_CACHE = 4 * 1024**3
+
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
 
 
@@ -80,12 +110,6 @@ def engine_description(version: str) -> dict[str, Any]:
     data = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(data, dict)
     return data
-
-
-def nearest(name: str, names: Any) -> str:
-    """` (did you mean `x`?)` or nothing."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f" (did you mean `{found[0]}`?)" if found else ""
 
 
 def python_name(flag: str) -> str:
@@ -204,6 +228,77 @@ def resolve(instance: dict[str, Any], catalog: dict[str, Any]) -> dict[str, Any]
     return entry
 
 
+#: Keys of an instance that are flags of vLLM too.
+SIZES = ("max_model_len", "max_num_seqs", "tensor_parallel_size")
+
+
+def chosen_flags(
+    instance: dict[str, Any], entry: dict[str, Any], vllm_flags: dict[str, Any] | None
+) -> dict[str, tuple[Any, str]]:
+    """What the catalogue and the user say, with the origin of each; the host's own defaults lie below."""
+    shipped = {
+        flag: f"{SHARE}/{folder}/{entry[flag]}"
+        for flag, folder in (("chat_template", "templates"), ("tool_parser_plugin", "parsers"))
+        if entry.get(flag)
+    }
+    return merge(
+        (f"catalogue {entry['id']}", {**shipped, **(entry.get("flags") or {})}),
+        ("vllm_flags", vllm_flags or {}),
+        (f"instance {instance['name']}", instance.get("flags") or {}),
+        (f"instance {instance['name']}", {key: instance[key] for key in SIZES if instance.get(key) is not None}),
+    )
+
+
+def assessments(
+    instances: list[dict[str, Any]], catalog: dict[str, Any], vllm_flags: dict[str, Any] | None, machine: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What each instance gets of a machine that they share."""
+    asked = []
+    for instance in instances:
+        entry = resolve(instance, catalog)
+        chosen = chosen_flags(instance, entry, vllm_flags)
+        wish = {name: chosen[name][0] for name in capacity.WISHES if name in chosen}
+        asked.append((catalog_of_models.on_host(entry, machine.get("paths")), wish, instance.get("devices")))
+    return capacity.share(machine, asked)
+
+
+def host_defaults(found: dict[str, Any], machine: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Flags and environment that an assessment leads to."""
+    if "kv_cache_memory_bytes" not in found:
+        # Nothing is known of the model. Without a size for its KV cache a CPU engine takes 92 % of a NUMA node.
+        return ({"kv_cache_memory_bytes": UNKNOWN_KV_CACHE} if machine["kind"] == "cpu" else {}), {}
+    flags = {name: found[name] for name in ("tensor_parallel_size", "max_num_seqs", "max_model_len") if found[name]}
+    if found["pipeline_parallel_size"] > 1:
+        flags["pipeline_parallel_size"] = found["pipeline_parallel_size"]
+    environment = {}
+    if machine["kind"] == "cpu":
+        flags["kv_cache_memory_bytes"] = found["kv_cache_memory_bytes"]
+        if found.get("omp_threads_bind"):
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = found["omp_threads_bind"]
+    else:
+        flags["gpu_memory_utilization"] = found["gpu_memory_utilization"]
+        if len(found["devices"]) < len(machine["devices"]):
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, found["devices"]))
+    return flags, environment
+
+
+def effective_instances(
+    instances: list[dict[str, Any]],
+    catalog: dict[str, Any],
+    version: str,
+    vllm_flags: dict[str, Any] | None = None,
+    machine: dict[str, Any] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """All that the units of a host's engines need. machine: see hardware.machine(); None where it is not known."""
+    usable = machine if machine and machine["devices"] else None
+    found = assessments(instances, catalog, vllm_flags, usable) if usable else [None] * len(instances)
+    return [
+        effective_instance(instance, catalog, version, vllm_flags, machine=usable, assessment=item, **options)
+        for instance, item in zip(instances, found, strict=True)
+    ]
+
+
 def effective_instance(
     instance: dict[str, Any],
     catalog: dict[str, Any],
@@ -214,31 +309,41 @@ def effective_instance(
     models_dir: str = "/var/lib/modelhost/models",
     bind_address: str = "127.0.0.1",
     timeout: int | None = None,
+    machine: dict[str, Any] | None = None,
+    assessment: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that an engine's unit needs, worked out from an instance as a user writes it."""
     entry = resolve(instance, catalog)
     kinds = engine_description(version)["flags"]
-    context = instance.get("max_model_len") or entry.get("max_model_len")
     names = instance.get("served_model_name") or [entry["id"], f"local-claude-{instance['name']}"]
     if isinstance(names, str):
         names = [names]
-    own = {key: instance.get(key) for key in ("max_num_seqs", "tensor_parallel_size")}
-    merged = merge(
+    host_flags, host_environment = host_defaults(assessment, machine) if machine and assessment else ({}, {})
+    chosen = chosen_flags(instance, entry, vllm_flags)
+    layers = [
         ("engine default", ENGINE_DEFAULTS),
         ("accelerator", accelerator_flags or {}),
-        (f"catalogue {entry['id']}", entry.get("flags") or {}),
-        ("vllm_flags", vllm_flags or {}),
-        (f"instance {instance['name']}", instance.get("flags") or {}),
-        (
-            f"instance {instance['name']}",
-            {
-                "served_model_name": names,
-                "host": bind_address,
-                "port": instance.get("port", 8000),
-                "max_model_len": context,
-                **{k: v for k, v in own.items() if v is not None},
-            },
-        ),
+        # Without a machine the catalogue's context is the best guess.
+        (f"catalogue {entry['id']}", {"max_model_len": entry.get("max_model_len")}),
+        ("capacity of this host", host_flags),
+    ]
+    if host_flags.get("max_model_len") == entry.get("max_model_len"):
+        host_flags.pop("max_model_len", None)
+    merged = merge(*layers)
+    for name, (value, origin) in chosen.items():
+        merged.pop(name, None)
+        merged[name] = (value, origin)
+    for layer in (vllm_flags or {}, instance.get("flags") or {}):
+        for flag, value in layer.items():
+            if value is None and python_name(flag) not in chosen:
+                merged.pop(python_name(flag), None)
+    merged.update(
+        merge(
+            (
+                f"instance {instance['name']}",
+                {"served_model_name": names, "host": bind_address, "port": instance.get("port", 8000)},
+            )
+        )
     )
     path = model_path(entry, models_dir)
     flags = {name: value for name, (value, _origin) in merged.items()}
@@ -249,19 +354,21 @@ def effective_instance(
         "model_path": path,
         "port": instance.get("port", 8000),
         "served_model_name": names,
-        "max_model_len": context,
+        "max_model_len": flags.get("max_model_len"),
         "start_timeout": seconds,
         "flags": flags,
         "origins": {name: origin for name, (_value, origin) in merged.items()},
         "argv": [path, *argv(flags, kinds)],
         "environment": {
             **{key: str(value) for key, value in (environment or {}).items()},
+            **host_environment,
             **{key: str(value) for key, value in (entry.get("environment") or {}).items()},
             **{key: str(value) for key, value in (instance.get("environment") or {}).items()},
             **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, instance["devices"]))} if instance.get("devices") else {}),
             "VLLM_ENGINE_READY_TIMEOUT_S": str(seconds),
         },
         "capabilities": entry.get("capabilities") or {},
+        "capacity": assessment or {},
     }
 
 

@@ -94,18 +94,6 @@ def test_start_timeout_grows_with_the_weights() -> None:
     assert vllm_flags.start_timeout({}) == 600
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "catalog/models").glob("*.yml")), ids=lambda path: path.stem)
-def test_catalogue_entries(path: Path) -> None:
-    entry = yaml.safe_load(path.read_text())
-    assert entry["id"] == path.stem
-    known = vllm_flags.engine_description(VERSION)
-    for flag in entry["flags"]:
-        assert flag in known["flags"]
-        assert flag not in vllm_flags.OWNED_FLAGS or flag in ("max_num_seqs",)
-    assert entry["flags"]["tool_call_parser"] in known["tool_parsers"]
-    assert entry["max_model_len"] <= entry["native_context"]
-
-
 def test_backends_reach_engines_where_they_listen() -> None:
     hostvars = {
         "one": {"vllm_instances": [{"name": "coder", "model": "loopback"}]},
