@@ -7,6 +7,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.modelhost.serving.plugins.action.validate_inventory import problems_of, variables_of, wiring
 from ansible_collections.modelhost.serving.plugins.module_utils import preflight
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
 
@@ -22,27 +23,37 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         hostvars, groups = task_vars["hostvars"], task_vars["groups"]
+        # What an inventory asks for can only be held against a host where it makes sense; site.yml has checked it,
+        # playbooks/preflight.yml alone has not.
+        wrong, _hosts = problems_of(hostvars, groups)
+        if any(item["level"] == "error" for item in wrong):
+            return verdict(result, wrong, " in the inventory. Nothing was changed.", "", lambda _text: None)
         # Hosts that --limit left out were not looked at and are not judged.
         limited = task_vars.get("ansible_play_hosts_all") or []
         members = [host for name in ("engines", "gateways", "clients") for host in groups.get(name, [])]
+        addresses = {host: str(hostvars[host].get("ansible_host") or host) for host in groups.get("gateways", [])}
         found = []
         for host in dict.fromkeys(members):
             if host not in limited:
                 continue
             variables = hostvars[host]
-            if "host_preflight_probe" not in variables:
+            if "host_preflight_probe" in variables:
+                # What is wired from others is judged at its source.
+                own, _broken = variables_of(hostvars, host, wiring())
+                probe, settings = variables["host_preflight_probe"], variables["host_preflight_settings"]
+                found += preflight.problems(host, probe, settings, own, groups, addresses)
+            elif "host_preflight_bare" in variables:
+                bare = variables["host_preflight_bare"]
+                found += preflight.bare_problems(host, bare["told"], bare["error"])
+            else:
                 found.append(
                     problem(
                         host,
                         "connection",
                         variables.get("ansible_host") or host,
-                        "this host could not be reached or looked at",
+                        "this host could not be reached",
                         "see its error above; try `ansible -m ping` with the same inventory",
                     )
                 )
-                continue
-            found += preflight.problems(
-                host, variables["host_preflight_probe"], variables["host_preflight_settings"], variables, groups
-            )
         sound = f"{len(set(members) & set(limited))} host(s) are fit for what is asked of them."
         return verdict(result, found, ". Nothing was changed.", sound, display.warning)

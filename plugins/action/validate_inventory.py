@@ -5,21 +5,74 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.vars.plugins import get_vars_from_inventory_sources
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin
-from ansible_collections.modelhost.serving.plugins.module_utils import (
-    inventory_validation,
-    litellm_validation,
-    vllm_validation,
-)
+from ansible_collections.modelhost.serving.plugins.module_utils import inventory_validation, site_validation
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
 
 display = Display()
 
-#: The groups that mean something; a host in none of them is left alone.
-GROUPS = ("engines", "gateways", "monitoring", "clients")
+#: Facts that plays of this project leave behind under a role's prefix.
+FACTS = ("host_preflight_probe", "host_preflight_settings", "host_preflight_bare")
+
+
+def plain(value: Any) -> Any:
+    """A variable's value as ordinary Python; expressions below it are worked out, which may fail."""
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def wiring() -> dict[str, Any]:
+    """What group_vars/all/wiring.yml sets; nothing where the roles are used without it."""
+    path = inventory_validation.ROOT / "group_vars" / "all" / "wiring.yml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def variables_of(hostvars: Any, host: str, left_out: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A host's values of role variables and the names of its others; and values that cannot be worked out."""
+    values: dict[str, Any] = {}
+    found = []
+    source = hostvars[host]
+    for name in source:
+        if name in left_out or name in FACTS:
+            continue
+        try:
+            # Of names that no role has nothing but the name is looked at.
+            used = name == "ansible_host" or name in inventory_validation.options()
+            values[name] = plain(source[name]) if used else None
+        except AnsibleError as error:
+            why = f"its value cannot be worked out: {error.message}"
+            fix = "mend the expression, or define what it uses"
+            if "vault" in str(error.message).lower():
+                fix = "pass --ask-vault-pass or --vault-password-file"
+            found.append(problem(host, name, None, why, fix))
+    return values, found
+
+
+def inventory_values(hostvars: Any, host: str) -> dict[str, Any]:
+    """What a host's inventory itself says, unresolved: its files and its group_vars and host_vars."""
+    inventory, loader = getattr(hostvars, "_inventory", None), getattr(hostvars, "_loader", None)
+    found: dict[str, Any] = {}
+    if inventory is None or loader is None:
+        return found  # An Ansible that keeps them elsewhere: this check is left out, all others work.
+    known = inventory.get_host(host)
+    for entity in [*known.get_groups(), known]:
+        found.update(entity.vars)
+        found.update(get_vars_from_inventory_sources(loader, inventory._sources, [entity], "task"))
+    return found
+
+
+def command_line_problem(name: str, value: Any) -> dict[str, Any]:
+    """A variable that `-e` sets over the wiring, so that roles which share it no longer agree."""
+    why = "-e beats what group_vars/all/wiring.yml works out, and roles would no longer agree on it"
+    return problem("command line", name, value, why, inventory_validation.WIRED.get(name, "leave it out"))
 
 
 class ActionModule(ActionBase):
@@ -28,66 +81,38 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
     _requires_connection = False
 
-    def _variables(self, hostvars: Any, host: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """A host's own values of role variables, and those that cannot be worked out."""
-        values: dict[str, Any] = {}
-        found = []
-        prefixes = tuple(f"{role}_" for role in inventory_validation.specs())
-        source = hostvars[host]
-        for name in source:
-            if not str(name).startswith(prefixes):
-                continue
-            try:
-                values[name] = source[name]
-            except AnsibleError as error:
-                found.append(
-                    problem(host, name, None, f"its value cannot be worked out: {error.message}", "mend the expression")
-                )
-        return values, found
-
-    def _wired(self) -> set[str]:
-        """Names that group_vars/all/wiring.yml sets; they are worked out, not set by users."""
-        path = inventory_validation.ROOT / "group_vars" / "all" / "wiring.yml"
-        return (
-            {line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines() if line[:1].isalpha()}
-            if path.exists()
-            else set()
-        )
-
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        hostvars, groups = task_vars["hostvars"], task_vars["groups"]
-        hosts = [host for host in groups["all"] if host in hostvars]
-        wired = self._wired()
-        found: list[dict[str, Any]] = []
-        plain: dict[str, dict[str, Any]] = {}
-        for host in hosts:
-            # What is wired from others is judged at its source.
-            plain[host], broken = self._variables(hostvars, host)
-            found += [item for item in broken if item["variable"] not in wired]
-            plain[host] = {name: value for name, value in plain[host].items() if name not in wired}
-            found += inventory_validation.spec_problems(host, plain[host])
-        if not groups.get("engines"):
-            found.append(
-                problem(
-                    "inventory",
-                    "engines",
-                    None,
-                    "the group `engines` has no host",
-                    "put the hosts that run a model into the group `engines`",
-                )
-            )
-        for host in hosts:
-            plain[host]["ansible_host"] = hostvars[host].get("ansible_host")
-        # Values whose type is wrong have been reported; judging them further would only confuse.
-        wrong = {(item["host"], item["variable"]) for item in found}
-        sound = {
-            host: {name: value for name, value in values.items() if (host, name) not in wrong}
-            for host, values in plain.items()
-        }
-        versions = {"cpu": str(pin("vllm.cpu.version")), "cuda": str(pin("vllm.cuda.version"))}
-        found += vllm_validation.problems(sound, groups, versions)
-        found += litellm_validation.problems(sound, groups)
-
-        passed = f"The variables of {len(hosts)} host(s) are sound."
+        found, hosts = problems_of(task_vars["hostvars"], task_vars["groups"])
+        passed = f"The variables of {hosts} host(s) are sound."
         return verdict(result, found, " in the inventory. No host was contacted.", passed, display.warning)
+
+
+def problems_of(hostvars: Any, groups: dict[str, list[str]]) -> tuple[list[dict[str, Any]], int]:
+    """All problems of an inventory, and how many hosts it has."""
+    hosts = [host for host in groups["all"] if host in hostvars]
+    found: list[dict[str, Any]] = []
+    values: dict[str, dict[str, Any]] = {}
+    own: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        # What is wired from others is judged at its source.
+        wired = wiring() if "wiring_backends" in hostvars[host] else {}
+        values[host], broken = variables_of(hostvars, host, wired)
+        found += broken
+        if wired:
+            said = inventory_values(hostvars, host)
+            # An inventory beside the playbooks reads the wiring itself.
+            own[host] = {name: said[name] for name in wired if name in said and said[name] != wired[name]}
+            extra = getattr(getattr(hostvars, "_variable_manager", None), "extra_vars", {})
+            found += [command_line_problem(name, extra[name]) for name in wired if name in extra]
+    members = {name: list(members) for name, members in groups.items()}
+    versions = {
+        "cpu": str(pin("vllm.cpu.version")),
+        "cuda": str(pin("vllm.cuda.version")),
+        "claude_code": str(pin("claude_code.version")),
+    }
+    # What cannot be worked out has been said; that it seems to be missing would only confuse.
+    unknown = {(item["host"], item["variable"]) for item in found}
+    checked = site_validation.check(values, own, members, versions)
+    found += [item for item in checked if (item["host"], item["variable"]) not in unknown]
+    return found, len(hosts)

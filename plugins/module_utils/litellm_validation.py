@@ -7,6 +7,7 @@ import difflib
 import re
 from typing import Any
 
+from ansible_collections.modelhost.serving.plugins.module_utils import vllm_flags
 from ansible_collections.modelhost.serving.plugins.module_utils.litellm_config import (
     FAMILY,
     OWNED,
@@ -15,6 +16,8 @@ from ansible_collections.modelhost.serving.plugins.module_utils.litellm_config i
     WILDCARD,
 )
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
+from ansible_collections.modelhost.serving.plugins.module_utils.vllm_flag_validation import environment_problems
+from ansible_collections.modelhost.serving.plugins.module_utils.vllm_validation import address_problem
 
 USER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 #: The checks' own user.
@@ -26,6 +29,18 @@ KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
 PORT = 4000
 BIND_ADDRESS = "127.0.0.1"
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*\*?")
+#: Environment variables that the role or LiteLLM's start sets, with what to set instead.
+OWNED_ENVIRONMENT = {
+    "LITELLM_MASTER_KEY": "remove it: no master key is usable here; users' keys come from litellm_users",
+    "LITELLM_SALT_KEY": "remove it: this release runs without a database",
+    "DATABASE_URL": "remove it: this release runs without a database",
+    "LITELLM_LOG": "set litellm_log_level",
+    "LITELLM_WORKER_STARTUP_HOOKS": "remove it: the check of users' keys starts by it",
+    "MODELHOST_KEY_HASHES": "remove it: it names the file of users' keys",
+    "PYTHONPATH": "remove it: the check of users' keys is found by it",
+    "PORT": "set litellm_port",
+    "HOST": "set litellm_bind_address",
+}
 
 
 def weakness(key: Any) -> str:
@@ -50,8 +65,9 @@ def instances_of(hostvars: Any, groups: dict[str, list[str]]) -> list[str]:
         variables = hostvars.get(host, {})
         instances = variables.get("vllm_instances")
         for instance in instances if isinstance(instances, list) else []:
-            if isinstance(instance, dict) and isinstance(instance.get("name"), str):
-                found[instance["name"]] = None
+            name = instance.get("name") if isinstance(instance, dict) else None
+            if isinstance(name, str) and vllm_flags.NAME.fullmatch(name):
+                found[name] = None
     return list(found)
 
 
@@ -74,18 +90,11 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
         if not isinstance(user, dict):
             found.append(problem(host, where, None, "a user is a mapping", "write `- {name: alice, models: [coder]}`"))
             continue
-        unknown = sorted(set(user) - {"name", "models", "key"})
-        if unknown:
-            # The value could be a key under a misspelt name, so it is not shown.
-            found.append(
-                problem(
-                    host,
-                    f"{where}.{unknown[0]}",
-                    None,
-                    "a user has no such setting",
-                    "a user has name, models and key" + _near(unknown[0], ["name", "models", "key"]),
-                )
-            )
+        for unknown in user:
+            if unknown not in ("name", "models", "key"):
+                # The value could be a key under a misspelt name, so it is not shown.
+                fix = "a user has name, models and key" + _near(str(unknown), ["name", "models", "key"])
+                found.append(problem(host, f"{where}.{unknown}", None, "a user has no such setting", fix))
         name = user.get("name")
         if not isinstance(name, str) or not USER_NAME.fullmatch(name):
             found.append(
@@ -124,8 +133,13 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
                     f"write [{models}]" if models in names else f"choose from: {', '.join(names)}",
                 )
             )
+        if models == []:
+            # A list without anything would stand for everything.
+            why, fix = "this user may use nothing", "leave `models` out for all instances, or take the user out"
+            found.append(problem(host, f"{where}.models", models, why, fix))
         for model in models if isinstance(models, list) else []:
-            if model not in names:
+            # Without any instance that is what is wrong, and said where they belong.
+            if names and model not in names:
                 found.append(
                     problem(
                         host,
@@ -135,8 +149,8 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
                         f"choose from: {', '.join(names) or 'none yet'}{_near(str(model), names)}",
                     )
                 )
-        if user.get("key") is not None:
-            why = weakness(user["key"])
+        if "key" in user:
+            why = weakness(user["key"]) if user["key"] is not None else "the key is empty"
             if why:
                 found.append(
                     problem(
@@ -256,6 +270,8 @@ def instance_problems(host: str, variables: Any, names: list[str]) -> list[dict[
     """The default instance and aliases."""
     found = []
     default = variables.get("litellm_default_instance") or ""
+    if not names:
+        return []
     if default and default not in names:
         found.append(
             problem(
@@ -318,7 +334,10 @@ def address_problems(host: str, variables: Any, groups: dict[str, list[str]]) ->
                 )
             )
     address = str(variables.get("litellm_bind_address", BIND_ADDRESS))
-    if not (address.startswith("127.") or address in ("::1", "localhost")):
+    wrong = address_problem(address)
+    if wrong:
+        found.append(problem(host, "litellm_bind_address", address, *wrong))
+    elif not (address.startswith("127.") or address in ("::1", "localhost")):
         found.append(
             problem(
                 host,
@@ -340,9 +359,12 @@ def problems(hostvars: Any, groups: dict[str, list[str]]) -> list[dict[str, Any]
         variables = hostvars.get(host, {})
         if variables.get("litellm_state") == "absent":
             continue
-        found += user_problems(host, variables.get("litellm_users") or [], names)
+        users = variables.get("litellm_users")
+        found += user_problems(host, [] if users is None else users, names)
         found += extra_config_problems(host, variables.get("litellm_extra_config") or {})
         found += number_problems(host, variables)
         found += instance_problems(host, variables, names)
         found += address_problems(host, variables, groups)
+        environment = variables.get("litellm_environment") or {}
+        found += environment_problems(host, "litellm_environment", environment, OWNED_ENVIRONMENT)
     return found

@@ -1,28 +1,54 @@
 # MIT licence (see LICENSE)
-"""What a host must have for what its inventory asks of it. Pure; runs on the controller."""
+"""What a host must have for what its inventory asks of it. Pure; runs on the controller.
+
+What engines need of GPUs is in preflight_gpu.py.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import (
+    catalog,
+    preflight_capacity,
+    preflight_gpu,
+    vllm_backends,
+    vllm_flags,
+)
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 #: Floors, each with its source.
 MIN_SYSTEMD = 247  # LoadCredential=, ProtectProc= (systemd's NEWS)
 MIN_GLIBC = (2, 34)  # vLLM's wheels are manylinux_2_34
+CLIENT_GLIBC = (2, 28)  # wheels of Node.js are manylinux_2_28
+MIN_PYTHON = "3.8"  # ansible-core 2.19 on hosts (ansible/module_utils/basic.py); its message names its own
 GIB = 1024**3
-#: Memory in GiB that an engine on CPU takes beside weights and KV cache (measured: 2.5–2.9 with a 1 GiB cache).
-ENGINE_OVERHEAD_GIB = 2.0
-#: Memory in GiB of one LiteLLM worker (measured 0.45) with room for requests.
-GATEWAY_GIB = 1.0
+#: Share of the memory that others may hold before it is worth a word.
+OTHERS = 0.25
 
 SUPPORTED = {("ubuntu", "22.04"), ("ubuntu", "24.04"), ("debian", "12")}
+#: Systems of guides that are too old, with what they bring.
+TOO_OLD = {
+    ("ubuntu", "18.04"): "glibc 2.27, systemd 237 and Python 3.6",
+    ("ubuntu", "20.04"): "glibc 2.31, systemd 245 and Python 3.8",
+    ("debian", "10"): "glibc 2.28, systemd 241 and Python 3.7",
+    ("debian", "11"): "glibc 2.31, systemd 247 and Python 3.9",
+    ("centos", "7"): "glibc 2.17, systemd 219 and Python 3.6",
+    ("centos", "8"): "glibc 2.28, systemd 239 and Python 3.6",
+}
+NEWER = "use Ubuntu 22.04 or 24.04 or Debian 12 there"
+#: There is no container runtime in this release, so there are two ways out and not three.
+WAY_OUT = (
+    "upgrade the host to Ubuntu 22.04 or later or Debian 12, or give its engines and gateways to a host that has one "
+    "of these; this release does not run them in containers"
+)
 
 
 def version(text: str) -> tuple[int, ...]:
     """`2.36` → (2, 36)."""
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
+    return tuple(int(part) for part in str(text).split(".") if part.isdigit())
 
 
 def gib(count: float) -> str:
@@ -30,122 +56,219 @@ def gib(count: float) -> str:
     return f"{count / GIB:.1f} GiB"
 
 
-def platform_problems(host: str, probe: dict[str, Any]) -> list[dict[str, Any]]:
-    """Distribution, architecture, systemd, rights."""
+def serves(host: str, groups: dict[str, list[str]]) -> bool:
+    """Whether the host runs services of ours, and not a client alone."""
+    return host in groups.get("engines", []) or host in groups.get("gateways", [])
+
+
+def resolved_variant(probe: dict[str, Any], variables: Any) -> str:
+    """The build that the role would take."""
+    variant = str(variables.get("vllm_variant") or "auto")
+    return variant if variant != "auto" else "cuda" if probe["nvidia_driver"] else "cpu"
+
+
+# --- the system --------------------------------------------------------------------------------------------------
+
+
+def bare_problems(host: str, told: str, error: str) -> list[dict[str, Any]]:
+    """A host on which Ansible's modules do not run: what its shell tells (`told`), and how the module ended."""
+    fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', told, re.M))
+    name = fields.get("PRETTY_NAME", "")
+    # What Ansible took for its Python, or what the shell calls so.
+    python = re.search(r"Current version: (\d+\.\d+\.\d+)", error) or re.search(r"Python (\d+\.\d+\.\d+)", told)
+    named = re.search(r"minimum of Python version (\d+\.\d+)", error)
+    least = named.group(1) if named else MIN_PYTHON
+    if python and version(python.group(1)) < version(least):
+        why = f"Ansible needs Python {least} or later on hosts, and this one has {python.group(1)}"
+        if (fields.get("ID"), fields.get("VERSION_ID")) in TOO_OLD:
+            return [problem(host, "operating system", name, f"{why}; it is too old for vLLM's builds as well", WAY_OUT)]
+        fix = "install a newer Python beside it and name it in ansible_python_interpreter"
+        return [problem(host, "ansible_python_interpreter", name or None, why, fix)]
+    if told and not python:
+        why = f"Ansible needs Python {least} or later on hosts, and this one has none"
+        fix = "sudo apt-get install python3, or name one in ansible_python_interpreter"
+        return [problem(host, "ansible_python_interpreter", name or None, why, fix)]
+    why = "this host could not be looked at: " + (" ".join(error.split())[:300] or "see its error above")
+    if re.search(r"(?i)sudo|become|privilege", error):
+        fix = "let the connecting user sudo, and pass --ask-become-pass if it needs a password"
+        return [problem(host, "ansible_become", None, why, fix)]
+    return [problem(host, "connection", None, why, "try `ansible -m ping` with the same inventory")]
+
+
+def platform_problems(host: str, probe: dict[str, Any], groups: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Distribution, architecture, systemd, C library, rights."""
     found = []
     system = (probe["distribution"], probe["distribution_version"])
-    if system not in SUPPORTED:
-        found.append(
-            problem(
-                host,
-                "operating system",
-                probe["distribution_name"] or None,
-                "this system was never tried with this project",
-                "expect surprises; tried are Debian 12, and Ubuntu 22.04 and 24.04 by rendering",
-                "warning",
-            )
-        )
+    services = serves(host, groups)
+    engine = host in groups.get("engines", [])
     if not probe["is_root"]:
-        found.append(
-            problem(
-                host,
-                "ansible_become",
-                None,
-                "the tasks do not run as root on this host",
-                "let the connecting user sudo, and pass --ask-become-pass if it needs a password",
-            )
-        )
-    if not probe["systemd_is_init"] or int(probe["systemd"] or 0) < MIN_SYSTEMD:
-        found.append(
-            problem(
-                host,
-                "systemd",
-                probe["systemd"] or "not running",
-                f"the services are systemd units and need systemd {MIN_SYSTEMD} or later as the first process",
-                "use Ubuntu 22.04 or later or Debian 12; in WSL2 set `systemd=true` in /etc/wsl.conf",
-            )
-        )
-    if probe["architecture"] != "x86_64":
-        found.append(
-            problem(
-                host,
-                "architecture",
-                probe["architecture"],
-                "the lock files of this release hold x86-64 builds only",
-                "use an x86-64 host",
-            )
-        )
-    if probe["glibc"] and version(probe["glibc"]) < MIN_GLIBC:
-        found.append(
-            problem(
-                host,
-                "glibc",
-                probe["glibc"],
-                "vLLM's builds need glibc 2.34 or later",
-                "use Ubuntu 22.04 or later or Debian 12",
-            )
-        )
+        why = "the tasks do not run as root on this host"
+        fix = "let the connecting user sudo, and pass --ask-become-pass if it needs a password"
+        found.append(problem(host, "ansible_become", None, why, fix))
+    least = MIN_GLIBC if engine else CLIENT_GLIBC if not services else (0,)
+    builds = glibc_problems(host, probe, least, engine) + (systemd_problems(host, probe) if services else [])
+    if services and builds and system in TOO_OLD:
+        why = f"it brings {TOO_OLD[system]}; vLLM's builds need glibc 2.34, and the services systemd {MIN_SYSTEMD}"
+        builds = [problem(host, "operating system", probe["distribution_name"], why, WAY_OUT)]
+    elif system not in SUPPORTED:
+        why = "this system was never tried with this project"
+        fix = "expect surprises; tried are Debian 12, and Ubuntu 22.04 and 24.04 by rendering"
+        found.append(problem(host, "operating system", probe["distribution_name"] or None, why, fix, "warning"))
+    found += builds
+    if services and probe["architecture"] != "x86_64":
+        why = "the lock files of this release hold x86-64 builds of vLLM and LiteLLM only"
+        fix = "use an x86-64 host for engines and gateways; clients may be ARM machines"
+        found.append(problem(host, "architecture", probe["architecture"], why, fix))
     return found
+
+
+def glibc_problems(host: str, probe: dict[str, Any], least: tuple[int, ...], engine: bool) -> list[dict[str, Any]]:
+    """The C library that the builds are made for."""
+    if least == (0,) or (probe["glibc"] and version(probe["glibc"]) >= least):
+        return []
+    if not probe["glibc"]:
+        return [problem(host, "glibc", None, "this system has another C library, and no build fits it", NEWER)]
+    what = "vLLM's builds need" if engine else "Node.js, which installs Claude Code, needs"
+    why = f"{what} glibc {least[0]}.{least[1]} or later"
+    return [problem(host, "glibc", probe["glibc"], why, NEWER)]
+
+
+def systemd_problems(host: str, probe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first process and its version."""
+    if not probe["systemd_is_init"]:
+        why = "the services are systemd units, and systemd is not the first process here"
+        fix = "use a machine that starts with systemd"
+        if probe["wsl"]:
+            fix = "write [boot] and below it systemd=true to /etc/wsl.conf, then run `wsl --shutdown` in Windows"
+            if version(probe["kernel"])[:1] == (4,):
+                why = "this is WSL 1, which has no Linux kernel, no systemd and no GPUs"
+                fix = "run `wsl --set-version <distribution> 2` in Windows"
+        elif probe["container"]:
+            why = f"this is a container ({probe['container']}) without systemd, and the services are systemd units"
+            fix = "use a virtual machine, or a container that starts /sbin/init (LXC; docker run with an init image)"
+        return [problem(host, "systemd", "not running", why, fix)]
+    if int(probe["systemd"] or 0) < MIN_SYSTEMD:
+        why = f"the units need systemd {MIN_SYSTEMD} or later"
+        return [problem(host, "systemd", probe["systemd"] or None, why, NEWER)]
+    return []
+
+
+def python_problems(
+    host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """A Python that engines and gateways run on: the host's own, or one that uv fetches."""
+    if probe.get("deployed") or variables.get("host_base_python_mirror"):
+        return []
+    found = []
+    for group, variable in (("engines", "vllm_python"), ("gateways", "litellm_python")):
+        wanted = str(variables.get(variable) or ">=3.11,<3.14")
+        if host not in groups.get(group, []) or wanted.startswith("/"):
+            continue
+        try:
+            fitting = SpecifierSet(wanted if wanted[:1] in "<>=!~" else f"=={wanted}.*")
+        except InvalidSpecifier:
+            continue
+        if not any(fitting.contains(f"{name}.99") for name in probe["pythons"]):
+            have = ", ".join(probe["pythons"]) or "none"
+            why = f"no Python of this host fits ({have}), so uv will download one from GitHub"
+            fix = (
+                "nothing, if the host may reach github.com; else install one from packages (python3.12), or name a "
+                "mirror in host_base_python_mirror"
+            )
+            found.append(problem(host, variable, wanted, why, fix, "warning"))
+    return found[:1]
+
+
+# --- engines -----------------------------------------------------------------------------------------------------
+
+
+def cpu_problems(host: str, probe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Instructions that vLLM's CPU build is made of."""
+    flags, name = probe["cpu_flags"], probe["cpu_model"]
+    if probe["architecture"] != "x86_64" or "avx2" in flags:
+        return []
+    has = "has AVX but not AVX2" if "avx" in flags else "has neither AVX nor AVX2"
+    why = f"vLLM on CPU needs AVX2, and this CPU {has}"
+    fix = "use a machine with AVX2 (Intel since 2013, AMD since 2015) or with an NVIDIA GPU"
+    old = re.search(r"\bE[57]-\d{4}[A-Z]?\b(?: (v\d))?", name)
+    if old and "avx" in flags and old.group(1) in (None, "v2"):
+        generation = "v2 (Ivy Bridge)" if old.group(1) else "v1 (Sandy Bridge)"
+        why += f": it is the {generation} of its name, and AVX2 came with v3 (Haswell)"
+        fix = "put in v3 or v4 processors if the board takes them, or use another machine or one with an NVIDIA GPU"
+    elif probe["virtualization"] or "hypervisor" in flags:
+        why += ", or the virtual machine hides it"
+        fix = "give the virtual machine the host's own CPU (QEMU, Proxmox: type `host`), or use another machine"
+    return [problem(host, "CPU", name or None, why, f"{fix}; or take the host out of the group `engines`")]
+
+
+def others_problems(host: str, probe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Memory that other programs hold; an engine that has to share it may be ended by the kernel."""
+    memory = probe["memory"]
+    others = memory["total"] - memory["available"] - memory.get("engines", 0)
+    if others <= OTHERS * memory["total"]:
+        return []
+    why = f"other programs hold {gib(others)} of {gib(memory['total'])}"
+    fix = "make sure that they and the engines fit together, or set what they need as vllm_memory_reserved_gib"
+    return [problem(host, "memory", f"{gib(memory['available'])} free", why, fix, "warning")]
 
 
 def engine_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str, Any]]:
-    """CPU, driver and memory against the instances."""
-    found: list[dict[str, Any]] = []
-    variant = str(variables.get("vllm_variant") or "auto")
-    driver = probe["nvidia_driver"]
-    if variant == "cuda" and not driver:
-        found.append(
-            problem(
-                host,
-                "vllm_variant",
-                variant,
-                "no NVIDIA driver is loaded on this host",
-                "install the driver, or set vllm_variant: cpu",
-            )
-        )
-    if variant == "auto":
-        variant = "cuda" if driver else "cpu"
-    if variant == "cpu" and probe["architecture"] == "x86_64" and "avx2" not in probe["cpu_flags"]:
-        found.append(
-            problem(
-                host,
-                "CPU",
-                probe["cpu_model"] or None,
-                "vLLM on CPU needs AVX2, and this CPU does not have it",
-                "move the host out of the group `engines`",
-            )
-        )
-    if variant != "cpu":
-        return found
+    """CPU, GPUs and memory against the instances."""
+    variant = resolved_variant(probe, variables)
     entries = catalog.entries(variables.get("vllm_models") or [])
-    need = GATEWAY_GIB * GIB
-    parts = []
-    for instance in variables.get("vllm_instances") or []:
+    found = preflight_gpu.driver_problems(host, probe, variables, variant)
+    for index, instance in enumerate(variables.get("vllm_instances") or []):
         entry = vllm_flags.resolve(instance, entries)
-        flags = vllm_flags.merge(
-            ("", {"kv_cache_memory_bytes": 4 * GIB}),
-            ("", entry.get("flags") or {}),
-            ("", variables.get("vllm_flags") or {}),
-            ("", instance.get("flags") or {}),
-        )
-        cache = float(flags.get("kv_cache_memory_bytes", (0, ""))[0])
-        weights = float(entry.get("weights_gib") or 0) * GIB
-        need += weights + cache + ENGINE_OVERHEAD_GIB * GIB
-        parts.append(
-            f"{instance['name']}: {gib(weights)} weights + {gib(cache)} KV cache "
-            f"+ {ENGINE_OVERHEAD_GIB} GiB for the engine"
-        )
-    if parts and need > probe["memory"]["total"]:
-        found.append(
-            problem(
-                host,
-                "memory",
-                gib(probe["memory"]["total"]),
-                f"the instances need {gib(need)} ({'; '.join(parts)}; {GATEWAY_GIB} GiB for the gateway)",
-                "choose a smaller model, a smaller kv_cache_memory_bytes, or a host with more memory",
-            )
-        )
-    return found
+        place = f"vllm_instances[{index}].model"
+        runs_on = entry.get("runs_on") or ["cpu", "cuda"]
+        # What the inventory says outright was judged before; this is what `auto` turned out to be.
+        if variant not in runs_on and str(variables.get("vllm_variant") or "auto") == "auto":
+            what = "an NVIDIA driver" if variant == "cuda" else "no NVIDIA driver"
+            why = f"this checkpoint runs on {' and '.join(runs_on)} only, and this host has {what}"
+            found.append(problem(host, place, entry["id"], why, "choose another model for this host"))
+        found += folder_problems(host, place, entry, probe)
+    own = preflight_gpu.gpu_problems(host, probe, variables) if variant == "cuda" else cpu_problems(host, probe)
+    # Where GPUs are missing or too old, that is what is wrong and not the room on them.
+    said = {item["variable"].split("]")[0] for item in own if item["level"] == "error"}
+    room = preflight_capacity.problems(host, probe, variables)
+    room = [item for item in room if item["variable"].split("]")[0] not in said]
+    if variant == "cpu" and not room and not variables.get("vllm_memory_reserved_gib"):
+        room = others_problems(host, probe)
+    return found + own + room
+
+
+def folder_problems(host: str, place: str, entry: dict[str, Any], probe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Weights that a user put on the host."""
+    path = entry["source"].get("path")
+    seen = (probe.get("paths") or {}).get(path)
+    if not path or seen is None:
+        return []
+    why, fix = "", "put config.json, the tokenizer and the safetensors files there, or name another folder"
+    if not seen["exists"]:
+        why = "this host has no such folder"
+    elif seen["config"] is None:
+        why = "this folder holds no config.json that can be read"
+    elif not seen["safetensors_bytes"]:
+        why = "this folder holds no *.safetensors files"
+    elif not seen["readable"]:
+        why = "the engine runs under its own account (vllm), which may not read this folder"
+        fix = f"sudo chmod -R a+rX {path}, and a+x for the folders above it"
+    return [problem(host, f"{place}.source.path", path, why, fix)] if why else []
+
+
+# --- ports, firewalls, disks -------------------------------------------------------------------------------------
+
+
+def wanted_ports(host: str, variables: Any, groups: dict[str, list[str]]) -> list[tuple[int, str, str]]:
+    """(port, unit, variable) of everything that shall listen."""
+    ports = []
+    if host in groups.get("engines", []):
+        for index, instance in enumerate(variables.get("vllm_instances") or []):
+            unit = f"vllm@{instance['name']}.service"
+            ports.append((int(instance.get("port", 8000)), unit, f"vllm_instances[{index}].port"))
+    if host in groups.get("gateways", []):
+        ports.append((int(variables.get("litellm_port") or 4000), "litellm@main.service", "litellm_port"))
+    return ports
 
 
 def port_problems(host: str, probe: dict[str, Any], wanted: list[tuple[int, str, str]]) -> list[dict[str, Any]]:
@@ -171,52 +294,104 @@ def port_problems(host: str, probe: dict[str, Any], wanted: list[tuple[int, str,
     return found
 
 
-def problems(
+def firewall_problems(
+    host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]], addresses: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Firewalls in the way of those who shall reach a port. addresses: those of the gateways by name."""
+    firewall = probe.get("firewall") or {}
+    active = [name for name in ("ufw", "firewalld") if firewall.get(name) == "active"]
+    if not active:
+        return []
+    found = []
+    gateways = [name for name in groups.get("gateways", []) if name != host]
+    for port, unit, variable in wanted_ports(host, variables, groups):
+        gateway = unit.startswith("litellm@")
+        bind = str(variables.get("litellm_bind_address" if gateway else "vllm_bind_address") or "127.0.0.1")
+        if vllm_backends.is_loopback(bind) or any(first <= port <= last for first, last in firewall["open_ports"]):
+            continue
+        sources = [] if gateway else [addresses.get(name, name) for name in gateways]
+        if not gateway and not sources:
+            continue
+        who = "clients" if gateway else ", ".join(gateways)
+        source = "<their network>" if gateway else sources[0]
+        fixes = {
+            "ufw": f"sudo ufw allow from {source} to any port {port} proto tcp",
+            "firewalld": "sudo firewall-cmd --permanent --add-rich-rule='rule family=ipv4 source "
+            f"address={source} port port={port} protocol=tcp accept' && sudo firewall-cmd --reload",
+        }
+        why = f"{' and '.join(active)} may not let {who} reach this port"
+        fix = "unless a rule of yours does already: " + "; ".join(fixes[name] for name in active)
+        found.append(problem(host, variable, port, why, fix, "warning"))
+    return found
+
+
+def disk_problems(
     host: str, probe: dict[str, Any], settings: dict[str, Any], variables: Any, groups: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
-    """Everything that stands against this host."""
-    found = platform_problems(host, probe)
-    ports: list[tuple[int, str, str]] = []
-    weights: dict[str, float] = {}
+    """Space on each mount for releases, caches and the weights that are not there yet."""
+    least = float(settings["min_disk_gib"])
+    models_dir = settings.get("models_dir") or "/var/lib/modelhost/models"
+    needs: dict[str, dict[str, float]] = {}
+    for path, space in probe["disk"].items():
+        parts = needs.setdefault(space["mount"], {})
+        # Releases that are installed already are not asked for again.
+        if path in settings["paths"] and not probe.get("deployed"):
+            parts["releases and caches"] = least
+    place = probe["disk"].get(models_dir) or next(
+        (space for path, space in probe["disk"].items() if models_dir.startswith(path)), None
+    )
+    if host in groups.get("engines", []) and place:
+        entries = catalog.entries(variables.get("vllm_models") or [])
+        for instance in variables.get("vllm_instances") or []:
+            entry = vllm_flags.resolve(instance, entries)
+            there = (probe.get("paths") or {}).get(vllm_flags.model_path(entry, models_dir)) or {}
+            missing = float(entry.get("weights_gib") or 0) - there.get("safetensors_bytes", 0) / GIB
+            if "repo" in entry["source"] and missing > 0:
+                needs[place["mount"]][f"weights of {entry['id']}"] = missing
+    found = []
+    for mount, parts in needs.items():
+        space = next(item for item in probe["disk"].values() if item["mount"] == mount)
+        if space.get("read_only"):
+            why = "this file system is mounted read-only"
+            found.append(problem(host, f"disk space on {mount}", None, why, "mount it read-write"))
+            continue
+        need = sum(parts.values())
+        if parts and space["free"] < need * GIB:
+            listed = ", ".join(f"{amount:.1f} GiB for {what}" for what, amount in parts.items())
+            why = f"{need:.1f} GiB are needed there: {listed}"
+            fix = "free space, or lower host_preflight_min_disk_gib if you know better"
+            if len(parts) > 1 or "releases and caches" not in parts:
+                fix = "free space, choose a smaller model, or set model_store_dir to a folder on a larger disk"
+            found.append(problem(host, f"disk space on {mount}", gib(space["free"]) + " free", why, fix))
+    return found
+
+
+def account_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str, Any]]:
+    """Accounts that Claude Code shall be set up for."""
+    why, fix = "this host has no account of this name", "create the account, or name another"
+    return [
+        problem(host, f"claude_code_users[{index}].name", user.get("name"), why, fix)
+        for index, user in enumerate(variables.get("claude_code_users") or [])
+        if user.get("name") not in probe["accounts"]
+    ]
+
+
+def problems(
+    host: str,
+    probe: dict[str, Any],
+    settings: dict[str, Any],
+    variables: Any,
+    groups: dict[str, list[str]],
+    addresses: dict[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Everything that stands against this host. addresses: those of the gateways, by name."""
+    found = platform_problems(host, probe, groups)
+    if serves(host, groups):
+        found += python_problems(host, probe, variables, groups)
     if host in groups.get("engines", []):
         found += engine_problems(host, probe, variables)
-        entries = catalog.entries(variables.get("vllm_models") or [])
-        for index, instance in enumerate(variables.get("vllm_instances") or []):
-            ports.append(
-                (int(instance.get("port", 8000)), f"vllm@{instance['name']}.service", f"vllm_instances[{index}].port")
-            )
-            entry = vllm_flags.resolve(instance, entries)
-            weights[entry["id"]] = float(entry.get("weights_gib") or 0)
-    if host in groups.get("gateways", []):
-        ports.append((int(variables.get("litellm_port") or 4000), "litellm@main.service", "litellm_port"))
-    found += port_problems(host, probe, ports)
+    found += port_problems(host, probe, wanted_ports(host, variables, groups))
+    found += firewall_problems(host, probe, variables, groups, addresses or {})
     if host in groups.get("clients", []):
-        for index, user in enumerate(variables.get("claude_code_users") or []):
-            if user.get("name") not in probe["accounts"]:
-                found.append(
-                    problem(
-                        host,
-                        f"claude_code_users[{index}].name",
-                        user.get("name"),
-                        "this host has no account of this name",
-                        "create the account, or name another",
-                    )
-                )
-
-    need: dict[str, float] = {}
-    for path, space in probe["disk"].items():
-        share = settings["min_disk_gib"] + (sum(weights.values()) if path.startswith("/var") else 0)
-        need[space["mount"]] = max(need.get(space["mount"], 0), share)
-    for mount, amount in need.items():
-        free = min(space["free"] for space in probe["disk"].values() if space["mount"] == mount)
-        if free < amount * GIB and not probe.get("deployed"):
-            found.append(
-                problem(
-                    host,
-                    f"disk space on {mount}",
-                    gib(free) + " free",
-                    f"releases, caches and weights need {amount:.1f} GiB there",
-                    "free space, or lower host_preflight_min_disk_gib if you know better",
-                )
-            )
-    return found
+        found += account_problems(host, probe, variables)
+    return found + disk_problems(host, probe, settings, variables, groups)

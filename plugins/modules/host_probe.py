@@ -1,10 +1,14 @@
 #!/usr/bin/python
 # MIT licence (see LICENSE)
-"""Ansible module: what a host has, as far as this project cares. Changes nothing."""
+"""Ansible module: what a host has, as far as this project cares. Changes nothing.
 
-from __future__ import annotations
+What runs here may be an old Python (Ansible itself needs 3.8), and any fact may be missing on some Linux: a fact that
+cannot be read is left empty, and why stands in `errors`.
+"""
 
+import contextlib
 import glob
+import json
 import os
 import platform
 import pwd
@@ -20,8 +24,8 @@ module: host_probe
 author: the modelhost authors
 short_description: What a host has
 description:
-  - Reads distribution, architecture, CPU flags, memory, disk, C library, Python, systemd, NVIDIA
-    driver and who listens on which TCP port. Changes nothing and needs no package.
+  - Reads distribution, CPU, NUMA nodes, memory, disks, NVIDIA GPUs and their driver, C library, Python, systemd,
+    firewalls, containers, and who listens on which TCP port. Changes nothing and needs no package.
 options:
   paths:
     description: Folders whose file systems are asked for free space. Folders that do not exist count as
@@ -29,11 +33,17 @@ options:
     type: list
     elements: path
     default: [/]
+  models:
+    description: Folders with a model of the user's own, whose configuration and size are read.
+    type: list
+    elements: path
+    default: []
 """
 EXAMPLES = r"""
 - name: Look at the host
   modelhost.serving.host_probe:
     paths: [/opt, /var/lib/modelhost/models]
+    models: [/data/my-model]
   register: probe
 """
 RETURN = r"""
@@ -43,14 +53,79 @@ probe:
   type: dict
 """
 
+#: Before every path that is read; tests put a recorded machine there.
+ROOT = ""
+#: Seconds for each program that is asked.
+TIMEOUT = 20
+
+#: What nvidia-smi is asked for each GPU.
+GPU_FIELDS = (
+    "index",
+    "name",
+    "memory.total",
+    "memory.free",
+    "compute_cap",
+    "uuid",
+    "pci.bus_id",
+    "ecc.errors.uncorrected.volatile.total",
+    "pcie.link.width.current",
+    "pcie.link.width.max",
+    "mig.mode.current",
+    "driver_version",
+)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
 
 def read(path):
     """A file's text, or nothing."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
+        with open(ROOT + path, encoding="utf-8", errors="replace") as handle:
             return handle.read()
     except OSError:
         return ""
+
+
+def paths_like(pattern):
+    """Paths that exist, as they are without ROOT."""
+    return sorted(path[len(ROOT) :] for path in glob.glob(glob.escape(ROOT) + pattern))
+
+
+def run(command):
+    """A program's exit status and what it printed; no program, no answer in time: -1."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            timeout=TIMEOUT,
+            env=dict(os.environ, LC_ALL="C"),
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return -1, str(error)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+def number(text):
+    """A whole number, or None for `[N/A]` and its like."""
+    found = re.match(r"\s*(-?\d+)(?:\.\d+)?\s*$", text or "")
+    return int(found.group(1)) if found else None
+
+
+def number_list(text):
+    """`0-2,8` → [0, 1, 2, 8]"""
+    found: list = []
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def kilobytes(text):
+    """Fields of a meminfo file, in bytes; those of a NUMA node begin with `Node 0`."""
+    return {name: int(size) * 1024 for name, size in re.findall(r"^(?:Node \d+ )?([\w()]+):\s+(\d+) kB", text, re.M)}
 
 
 def os_release():
@@ -58,61 +133,429 @@ def os_release():
     found = {}
     for line in read("/etc/os-release").splitlines():
         name, _sep, value = line.partition("=")
-        found[name] = value.strip('"')
+        found[name] = value.strip().strip("\"'")
     return found
+
+
+# --- processor and memory ----------------------------------------------------------------------------------------
+
+
+def cpu_text(text):
+    """Model, instruction set and sockets from /proc/cpuinfo."""
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)
+    models = re.findall(r"^(?:model name|cpu model|cpu)\s*:\s*(.*)$", text, re.M)
+    return {
+        "model": models[0].strip() if models else "",
+        "flags": flags.group(1).split() if flags else [],
+        "sockets": len(set(re.findall(r"^physical id\s*:\s*(\d+)", text, re.M))),
+    }
+
+
+def allowed_cpus():
+    """Logical CPUs on which this process may run."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return list(range(os.cpu_count() or 1))
+
+
+def cpu_quota():
+    """CPUs' worth of time that a container may use, or 0 for no limit."""
+    limit = read("/sys/fs/cgroup/cpu.max").split()
+    if len(limit) != 2:
+        limit = [read("/sys/fs/cgroup/cpu/cpu.cfs_%s_us" % name).strip() for name in ("quota", "period")]
+    if limit[0].isdigit() and limit[1].isdigit() and int(limit[1]):
+        return int(limit[0]) / int(limit[1])
+    return 0
+
+
+def siblings(cpu, allowed):
+    """The logical CPUs that share a core with this one."""
+    listed = number_list(read("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list" % cpu))
+    return [item for item in listed if item in allowed] or [cpu]
+
+
+def cores_of(cpus, allowed):
+    """Logical CPUs by the core that they share."""
+    found = []
+    for cpu in cpus:
+        core = siblings(cpu, allowed)
+        if core not in found:
+            found.append(core)
+    return found
+
+
+def sockets(allowed, from_cpuinfo):
+    """Processors in sockets. Virtual machines on ARM number none."""
+    packages = {read("/sys/devices/system/cpu/cpu%d/topology/physical_package_id" % cpu).strip() for cpu in allowed}
+    return len(packages - {"", "-1"}) or from_cpuinfo or 1
+
+
+def max_mhz(allowed, model):
+    """The highest clock: what the kernel says, or what the name says."""
+    found = [number(read("/sys/devices/system/cpu/cpu%d/cpufreq/cpuinfo_max_freq" % cpu)) for cpu in allowed]
+    named = re.search(r"@\s*([\d.]+)\s*GHz", model)
+    return max([kilohertz // 1000 for kilohertz in found if kilohertz] or [0]) or (
+        int(float(named.group(1)) * 1000) if named else 0
+    )
+
+
+def numa(allowed, memory_found):
+    """NUMA nodes with the CPUs that may be used and their memory. Nodes of memory alone have no CPUs."""
+    found = []
+    for path in paths_like("/sys/devices/system/node/node[0-9]*"):
+        cpus = [cpu for cpu in number_list(read(path + "/cpulist")) if cpu in allowed]
+        sizes = kilobytes(read(path + "/meminfo"))
+        # Pages of files are given up when somebody needs the memory.
+        free = sum(sizes.get(name, 0) for name in ("MemFree", "Active(file)", "Inactive(file)"))
+        total = min(sizes.get("MemTotal", 0), memory_found["total"])
+        found.append(
+            {
+                "node": int(path.rpartition("node")[2]),
+                "cpus": cpus,
+                "cores": cores_of(cpus, allowed),
+                "memory_total": total,
+                "memory_free": min(free, total, memory_found["available"]),
+            }
+        )
+    if not [node for node in found if node["cpus"]]:
+        # Without NUMA in the kernel, or with it hidden in a container: one node is all there is.
+        found = [
+            {
+                "node": 0,
+                "cpus": list(allowed),
+                "cores": cores_of(allowed, allowed),
+                "memory_total": memory_found["total"],
+                "memory_free": memory_found["available"],
+            }
+        ]
+    return sorted(found, key=lambda node: node["node"])
+
+
+def cgroup_memory():
+    """A container's own limit, and what of it is in use and cannot be given up; None: no limit."""
+    for folder, limit, usage, files in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", ("active_file", "inactive_file")),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_active_file", "total_inactive_file"),
+        ),
+    ):
+        most = number(read("%s/%s" % (folder, limit)))
+        if most is not None:
+            stat = dict(re.findall(r"^(\w+) (\d+)$", read("%s/memory.stat" % folder), re.M))
+            used = (number(read("%s/%s" % (folder, usage))) or 0) - sum(int(stat.get(name, 0)) for name in files)
+            return most, max(used, 0)
+    return None
 
 
 def memory():
     """Total and available memory in bytes; a container's own limit counts."""
-    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", read("/proc/meminfo"), re.M))
-    total, available = int(found.get("MemTotal", 0)) * 1024, int(found.get("MemAvailable", 0)) * 1024
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = read(path).strip()
-        if limit.isdigit() and int(limit) < total:
-            total = int(limit)
-    return {"total": total, "available": min(total, available)}
+    found = kilobytes(read("/proc/meminfo"))
+    total = found.get("MemTotal", 0)
+    # Kernels before 3.14 do not estimate what is available.
+    available = found.get("MemAvailable", found.get("MemFree", 0) + found.get("Cached", 0))
+    limit = cgroup_memory()
+    if limit and limit[0] < total:
+        total = limit[0]
+        available = min(available, max(total - limit[1], 0))
+    return {
+        "total": total,
+        "available": min(available, total),
+        "swap": found.get("SwapTotal", 0),
+        "engines": engines_memory(),
+    }
+
+
+def engines_memory():
+    """Bytes that our own engines hold and would give back at a restart."""
+    found = 0
+    for path in paths_like("/proc/[0-9]*/cgroup"):
+        if "/vllm@" in read(path):
+            status = kilobytes(read(path[: -len("cgroup")] + "status"))
+            found += status.get("RssAnon", 0)
+    return found
+
+
+def memory_devices():
+    """Channels and speed of the memory, where dmidecode is there to ask and lets us."""
+    status, out = run(["dmidecode", "-t", "17"])
+    return parse_memory_devices(out) if status == 0 else {}
+
+
+def parse_memory_devices(text):
+    """What `dmidecode -t 17` says: memory modules that are in place, by their channel."""
+    channels: set = set()
+    speeds: list = []
+    for block in text.split("\n\n"):
+        fields = dict(re.findall(r"^\t([^:\n]+):[ \t]*(.*)$", block, re.M))
+        if not re.match(r"\d+ [MGT]B", fields.get("Size", "")):
+            continue
+        where = "%s %s" % (fields.get("Bank Locator", ""), fields.get("Locator", ""))
+        # `NODE 0 CHANNEL 1 DIMM 0`, `P0 CHANNEL A`, `DIMM_A1`: without the slot's number, so that two modules on one
+        # channel count once.
+        named = re.search(r"(?i)(?:channel|dimm)[ _-]*([a-z](?=\d|\b)|\d+)", where)
+        node = re.search(r"(?i)(?:node|cpu|proc|p)[ _-]*(\d+)", where)
+        channels.add((node.group(1) if node else "", named.group(1).lower() if named else len(channels)))
+        speed = re.match(
+            r"(\d+) MT/s|(\d+) MHz", fields.get("Configured Memory Speed") or fields.get("Configured Clock Speed") or ""
+        )
+        if speed:
+            speeds.append(int(speed.group(1) or speed.group(2)))
+    return {"channels": len(channels), "mts": min(speeds)} if channels and speeds else {}
+
+
+# --- GPUs --------------------------------------------------------------------------------------------------------
+
+
+def nvidia_smi():
+    """The program's path; in WSL2 Windows brings it."""
+    return shutil.which("nvidia-smi") or next(
+        (path for path in ("/usr/bin/nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi") if os.access(path, os.X_OK)), ""
+    )
+
+
+def query_gpus():
+    """GPUs as nvidia-smi tells them, and its complaint where it has one."""
+    program = nvidia_smi()
+    if not program:
+        return [], ""
+    fields = list(GPU_FIELDS)
+    while fields:
+        status, out = run([program, "--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"])
+        unknown = re.search(r'Field "([^"]+)" is not a valid field', out)
+        if unknown and unknown.group(1) in fields:
+            # An older driver.
+            fields.remove(unknown.group(1))
+            continue
+        found = parse_gpus(out, fields)
+        complaint = "" if found and status == 0 else " ".join(out.split())[:300]
+        return found, complaint
+    return [], ""
+
+
+def parse_gpus(text, fields=GPU_FIELDS):
+    """Lines of nvidia-smi's CSV; lines that are not of its form are its complaints."""
+    found = []
+    for line in text.splitlines():
+        values = dict(zip(fields, (value.strip() for value in line.split(","))))
+        if len(values) != len(fields) or line.count(",") != len(fields) - 1 or number(values["index"]) is None:
+            continue
+        capability = values.get("compute_cap", "")
+        found.append(
+            {
+                "index": number(values["index"]),
+                "name": values.get("name", ""),
+                # Computers whose GPU shares the CPU's memory have no number here.
+                "memory_total": (number(values.get("memory.total")) or 0) * 1024 * 1024,
+                "memory_free": (number(values.get("memory.free")) or 0) * 1024 * 1024,
+                "compute_capability": capability if re.match(r"\d+\.\d+$", capability) else "",
+                "uuid": values.get("uuid", ""),
+                "pci": values.get("pci.bus_id", "").lower(),
+                "ecc_errors": number(values.get("ecc.errors.uncorrected.volatile.total")),
+                "pcie_width": number(values.get("pcie.link.width.current")),
+                "pcie_width_max": number(values.get("pcie.link.width.max")),
+                "mig": values.get("mig.mode.current") == "Enabled",
+                "driver": values.get("driver_version", ""),
+            }
+        )
+    return found
+
+
+def gpu_processes():
+    """Who holds memory of a GPU."""
+    program = nvidia_smi()
+    if not program:
+        return []
+    query = "--query-compute-apps=pid,gpu_uuid,used_memory,process_name"
+    found = []
+    for line in run([program, query, "--format=csv,noheader,nounits"])[1].splitlines():
+        values = [value.strip() for value in line.split(",", 3)]
+        if len(values) == 4 and values[0].isdigit():
+            found.append(
+                {
+                    "pid": int(values[0]),
+                    "gpu_uuid": values[1],
+                    "memory": (number(values[2]) or 0) * 1024 * 1024,
+                    "process": values[3].rpartition("/")[2],
+                    "unit": unit_of(values[0]),
+                }
+            )
+    return found
+
+
+def add_engines_memory(gpus, processes):
+    """How much of each GPU our own engines hold and would give back at a restart."""
+    for gpu in gpus:
+        gpu["memory_engines"] = sum(
+            process["memory"]
+            for process in processes
+            if process["gpu_uuid"] == gpu["uuid"] and process["unit"].startswith("vllm@")
+        )
+
+
+def driver_version(gpus):
+    """The NVIDIA driver's version; in WSL2 only nvidia-smi knows it."""
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+[.\d]*)", read("/proc/driver/nvidia/version"))
+    if found:
+        return found.group(1)
+    return next((gpu["driver"] for gpu in gpus if re.match(r"\d+\.\d", gpu["driver"])), "")
+
+
+def nvidia_pci():
+    """NVIDIA's PCI devices by class, driver or not: displays, and the switches that join GPUs."""
+    displays, switches = 0, 0
+    for path in paths_like("/sys/bus/pci/devices/*"):
+        if read(path + "/vendor").strip() == "0x10de":
+            kind = read(path + "/class").strip()
+            displays += kind.startswith(("0x0300", "0x0302"))
+            switches += kind.startswith("0x0680")
+    return displays, switches
+
+
+# --- the system --------------------------------------------------------------------------------------------------
+
+
+def unit_state(name):
+    """active, inactive or absent."""
+    _status, out = run(["systemctl", "show", "-p", "LoadState", "-p", "ActiveState", name])
+    fields = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    if fields.get("LoadState") != "loaded":
+        return "absent"
+    return "active" if fields.get("ActiveState") == "active" else "inactive"
+
+
+def unit_of(pid):
+    """The service that a process belongs to, or nothing."""
+    units = re.findall(r"([^/\n]+\.service)", read("/proc/%s/cgroup" % pid))
+    return units[-1] if units else ""
+
+
+def firewall():
+    """Firewalls that a newly opened port has to pass, and ports that they let in already."""
+    # ufw's unit is active even where ufw is switched off.
+    enabled = re.search(r"^ENABLED=(\w+)", read("/etc/ufw/ufw.conf"), re.M)
+    found = {
+        "ufw": "absent" if not enabled else "active" if enabled.group(1).lower() == "yes" else "inactive",
+        "firewalld": unit_state("firewalld.service"),
+        "open_ports": [],
+    }
+    if found["ufw"] == "active":
+        found["open_ports"] += ufw_ports(read("/etc/ufw/user.rules"))
+    if found["firewalld"] == "active":
+        found["open_ports"] += firewalld_ports(run(["firewall-cmd", "--list-ports"])[1])
+    return found
+
+
+def ufw_ports(text):
+    """TCP ports that ufw's rules let in, as [first, last]."""
+    found = []
+    for ports in re.findall(r"^### tuple ### allow (?:tcp|any) (\S+) .* in\b", text, re.M):
+        if ports == "any":
+            found.append([1, 65535])
+        else:
+            found += [[int(first), int(last or first)] for first, last in re.findall(r"(\d+)(?::(\d+))?", ports)]
+    return found
+
+
+def firewalld_ports(text):
+    """TCP ports of `firewall-cmd --list-ports`, as [first, last]."""
+    return [[int(first), int(last or first)] for first, last in re.findall(r"(\d+)(?:-(\d+))?/tcp", text)]
+
+
+def container():
+    """The kind of container that this is, or nothing."""
+    status, out = run(["systemd-detect-virt", "--container"])
+    name = out.strip().splitlines()[0] if out.strip() else ""
+    if status == 0 and name not in ("", "none"):
+        return "" if name == "wsl" else name
+    if os.path.exists(ROOT + "/.dockerenv"):
+        return "docker"
+    if os.path.exists(ROOT + "/run/.containerenv"):
+        return "podman"
+    named = re.search(r"(?:^|\0)container=([\w-]+)", read("/proc/1/environ"))
+    return named.group(1) if named and named.group(1) != "wsl" else ""
+
+
+def virtualization():
+    """The kind of virtual machine that this is, or nothing."""
+    status, out = run(["systemd-detect-virt", "--vm"])
+    return out.strip() if status == 0 else ""
 
 
 def disk(path):
     """Free bytes of the file system that holds a path, and which mount that is."""
+    path = os.path.abspath(path)
     while not os.path.exists(path):
         path = os.path.dirname(path)
     mount = os.path.realpath(path)
     while not os.path.ismount(mount):
         mount = os.path.dirname(mount)
-    return {"free": shutil.disk_usage(path).free, "mount": mount}
+    usage = shutil.disk_usage(path)
+    read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    return {"free": usage.free, "total": usage.total, "mount": mount, "read_only": read_only}
+
+
+def model_folder(path):
+    """What a folder of weights holds."""
+    config = None
+    with contextlib.suppress(ValueError):
+        config = json.loads(read(path + "/config.json"))
+    weights = glob.glob(glob.escape(ROOT + path) + "/*.safetensors")
+    return {
+        "exists": os.path.isdir(ROOT + path),
+        "config": config if isinstance(config, dict) else None,
+        "safetensors_bytes": sum(os.path.getsize(name) for name in weights if os.path.isfile(name)),
+        "readable": all(open_to_all(name) for name in [ROOT + path + "/config.json"] + weights[:1]),
+    }
+
+
+def open_to_all(path):
+    """Whether a service account can read a file: the file, and each folder on the way."""
+    path = os.path.realpath(path)
+    try:
+        if not os.stat(path).st_mode & 0o004:
+            return False
+        while os.path.dirname(path) != path:
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & 0o001:
+                return False
+    except OSError:
+        return False
+    return True
 
 
 def listeners():
-    """TCP ports somebody listens on: {port: [{address, process, unit}]}."""
-    sockets = {}
+    """TCP ports somebody listens on: {port: [{address, process, unit, user}]}."""
+    sockets_found = {}
     for path, width in (("/proc/net/tcp", 8), ("/proc/net/tcp6", 32)):
         for line in read(path).splitlines()[1:]:
             fields = line.split()
-            if fields[3] != "0A":
+            if len(fields) < 10 or fields[3] != "0A":
                 continue
             address, port = fields[1].split(":")
             raw = bytes.fromhex(address)
             family = socket.AF_INET if width == 8 else socket.AF_INET6
             words = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
-            sockets[fields[9]] = (int(port, 16), socket.inet_ntop(family, words), int(fields[7]))
+            sockets_found[fields[9]] = (int(port, 16), socket.inet_ntop(family, words), int(fields[7]))
     owners: dict = {}
     for link in glob.glob("/proc/[0-9]*/fd/*"):
         try:
             target = os.readlink(link)
         except OSError:
             continue
-        if target.startswith("socket:[") and target[8:-1] in sockets:
+        if target.startswith("socket:[") and target[8:-1] in sockets_found:
             owners.setdefault(target[8:-1], link.split("/")[2])
     found: dict = {}
-    for inode, (port, address, uid) in sockets.items():
+    for inode, (port, address, uid) in sockets_found.items():
         pid = owners.get(inode, "")
-        units = re.findall(r"([^/\n]+\.service)", read("/proc/%s/cgroup" % pid)) if pid else []
         found.setdefault(str(port), []).append(
             {
                 "address": address,
                 "process": read("/proc/%s/comm" % pid).strip() if pid else "",
-                "unit": units[-1] if units else "",
+                "unit": unit_of(pid) if pid else "",
                 "user": user_name(uid),
             }
         )
@@ -130,77 +573,115 @@ def user_name(uid):
 def active_units():
     """Units of ours that run. Where a root without all rights cannot see into processes, this and
     the account tell whose port it is."""
-    try:
-        out = subprocess.run(
-            ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm@*", "litellm@*"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=20,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.split()[0] for line in out.splitlines() if line.strip()]
+    status, out = run(
+        ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm@*", "litellm@*"]
+    )
+    return [line.split()[0] for line in out.splitlines() if line.strip()] if status == 0 else []
 
 
 def version_of(command, pattern):
     """A program's version as text, or nothing where there is no such program."""
-    try:
-        out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    found = re.search(pattern, out)
+    found = re.search(pattern, run(command)[1])
     return found.group(1) if found else ""
 
 
 def pythons():
     """Versions of the Pythons that uv would find, 3.8 and later."""
-    found = []
-    for minor in range(8, 16):
-        if shutil.which("python3.%d" % minor):
-            found.append("3.%d" % minor)
-    return found
+    return ["3.%d" % minor for minor in range(8, 20) if shutil.which("python3.%d" % minor)]
 
 
-def probe(paths):
-    """All of it."""
-    release = os_release()
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", read("/proc/cpuinfo"), re.M)
+def glibc():
+    """The C library's version, or nothing where it is another one."""
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").split()[-1]
+    except (ValueError, OSError, IndexError):
+        return ""
+
+
+# --- all of it ---------------------------------------------------------------------------------------------------
+
+
+def probe(paths, models=()):
+    """All of it. What cannot be read is empty, with the reason in `errors`."""
+    errors = {}
+
+    def fact(name, empty, function, *arguments):
+        try:
+            return function(*arguments)
+        except Exception as error:  # A fact of no importance here must not end the run on an unforeseen host.
+            errors[name] = "%s: %s" % (type(error).__name__, error)
+            return empty
+
+    release = fact("os_release", {}, os_release)
+    cpu = fact("cpu", {"model": "", "flags": [], "sockets": 0}, cpu_text, read("/proc/cpuinfo"))
+    allowed = fact("cpus", [0], allowed_cpus)
+    quota = fact("cpu_quota", 0, cpu_quota)
+    memory_found = fact("memory", {"total": 0, "available": 0, "swap": 0, "engines": 0}, memory)
+    nodes = fact("numa", [], numa, allowed, memory_found)
+    gpus, complaint = fact("gpus", ([], ""), query_gpus)
+    processes = fact("gpu_processes", [], gpu_processes)
+    add_engines_memory(gpus, processes)
+    displays, switches = fact("nvidia_devices", (0, 0), nvidia_pci)
+    kernel = read("/proc/version")
     return {
         "distribution": release.get("ID", ""),
         "distribution_version": release.get("VERSION_ID", ""),
         "distribution_name": release.get("PRETTY_NAME", ""),
         "architecture": platform.machine(),
-        "cpu_model": "".join(re.findall(r"^model name\s*:\s*(.*)$", read("/proc/cpuinfo"), re.M)[:1]),
-        "cpu_flags": flags.group(1).split() if flags else [],
-        "cpu_count": os.cpu_count(),
-        "memory": memory(),
-        "disk": {path: disk(path) for path in paths},
-        "glibc": (os.confstr("CS_GNU_LIBC_VERSION") or "").split()[-1]
-        if "CS_GNU_LIBC_VERSION" in os.confstr_names
-        else "",
-        "systemd": version_of(["systemctl", "--version"], r"systemd (\d+)"),
+        "kernel": platform.release(),
+        "cpu_model": cpu["model"],
+        "cpu_flags": cpu["flags"],
+        # A quota of 2.5 CPUs keeps three of them busy in turns.
+        "cpu_count": min(len(allowed), -int(-quota // 1)) if quota else len(allowed),
+        "cpu_cores": fact("cpu_cores", 0, lambda: len(cores_of(allowed, allowed))),
+        "cpu_sockets": fact("cpu_sockets", 1, sockets, allowed, cpu["sockets"]),
+        "cpu_max_mhz": fact("cpu_max_mhz", 0, max_mhz, allowed, cpu["model"]),
+        "numa": nodes,
+        "memory": memory_found,
+        "memory_devices": fact("memory_devices", {}, memory_devices),
+        "gpus": gpus,
+        "gpu_processes": processes,
+        "nvidia_smi_complaint": complaint,
+        "nvidia_driver": fact("nvidia_driver", "", driver_version, gpus),
+        "nvidia_devices": displays,
+        "nvswitch": bool(switches),
+        "fabricmanager": fact("fabricmanager", "absent", unit_state, "nvidia-fabricmanager.service"),
+        "disk": {
+            path: fact("disk " + path, {"free": 0, "total": 0, "mount": path, "read_only": False}, disk, path)
+            for path in paths
+        },
+        "paths": {
+            path: fact(
+                path, {"exists": False, "config": None, "safetensors_bytes": 0, "readable": False}, model_folder, path
+            )
+            for path in models
+        },
+        "glibc": fact("glibc", "", glibc),
+        "systemd": fact("systemd", "", version_of, ["systemctl", "--version"], r"systemd (\d+)"),
         "systemd_is_init": os.path.isdir("/run/systemd/system"),
-        "pythons": pythons(),
-        "nvidia_driver": "".join(
-            re.findall(r"Kernel Module.*?\s(\d+\.\d+[.\d]*)", read("/proc/driver/nvidia/version"))[:1]
-        ),
-        "wsl": "microsoft" in read("/proc/version").lower(),
-        "listeners": listeners(),
-        "active_units": active_units(),
-        "accounts": [entry.pw_name for entry in pwd.getpwall()],
+        "pythons": fact("pythons", [], pythons),
+        "container": fact("container", "", container),
+        "virtualization": fact("virtualization", "", virtualization),
+        "wsl": "microsoft" in kernel.lower(),
+        "firewall": fact("firewall", {"ufw": "absent", "firewalld": "absent", "open_ports": []}, firewall),
+        "listeners": fact("listeners", {}, listeners),
+        "active_units": fact("active_units", [], active_units),
+        "accounts": fact("accounts", [], lambda: [entry.pw_name for entry in pwd.getpwall()]),
         "is_root": os.geteuid() == 0,
         # Space that a first deployment needs is not asked for again.
         "deployed": os.path.exists("/opt/modelhost/bin/uv"),
+        "errors": errors,
     }
 
 
 def main():
     """Entry point."""
+    folders = {"type": "list", "elements": "path"}
     module = AnsibleModule(
-        argument_spec={"paths": {"type": "list", "elements": "path", "default": ["/"]}}, supports_check_mode=True
+        argument_spec={"paths": dict(folders, default=["/"]), "models": dict(folders, default=[])},
+        supports_check_mode=True,
     )
-    module.exit_json(changed=False, probe=probe(module.params["paths"]))
+    module.exit_json(changed=False, probe=probe(module.params["paths"], module.params["models"]))
 
 
 if __name__ == "__main__":
