@@ -15,7 +15,7 @@ from ansible.plugins.loader import init_plugin_loader
 init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".collections")])
 
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin  # noqa: E402 (needs the loader)
-from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_flags  # noqa: E402 (same)
+from ansible_collections.modelhost.serving.plugins.module_utils import catalog, hardware, vllm_flags  # noqa: E402 (same)
 
 ENGINE = "/opt/modelhost/vllm/current/bin/python"
 QUIET = ["-e", "HF_HUB_OFFLINE=1", "-e", "VLLM_NO_USAGE_STATS=1", "-e", "VLLM_LOGGING_LEVEL=ERROR", "-e", "HOME=/tmp"]
@@ -26,12 +26,12 @@ PARSE = """
 import contextlib, io, json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-verdicts = {}
+parser, verdicts = make_arg_parser(FlexibleArgumentParser()), {}
 for name, argv in json.loads(%r).items():
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            validate_parsed_serve_args(make_arg_parser(FlexibleArgumentParser()).parse_args(argv))
+            validate_parsed_serve_args(parser.parse_args(argv))
         verdicts[name] = None
     except (SystemExit, Exception) as error:
         verdicts[name] = said.getvalue() or repr(error)
@@ -49,24 +49,45 @@ def engine_python(container: str, script: str) -> str:
     return done.stdout
 
 
+#: Kinds of hosts that the catalogue claims, one of each generation.
+MACHINES = (
+    "32 GB laptop",
+    "dual E5-2680 v4, 363 GB of which 238 GB are free",
+    "dual Xeon Platinum 8480+, 1 TB",
+    "RTX 4090, 64 GB",
+    "4× A100 80 GB",
+    "4× H20",
+    "8× H200, 2 TB",
+    "4× B200, 2 TB",
+)
+
+
 def rendered() -> dict[str, list[str]]:
-    """The arguments of each catalogue model, plain and with everything an instance can set, and of the examples."""
+    """The arguments of each catalogue model, as they are on every kind of host where it fits, without knowing the host,
+    and with everything that an instance can set; and those of the examples."""
     found = {}
-    for name in catalog.shipped():
-        for suffix, extra in (
-            ("", {}),
-            (
-                "-full",
-                {"max_num_seqs": 2, "tensor_parallel_size": 2, "max_model_len": 70000, "served_model_name": ["x"]},
-            ),
-        ):
-            instance = {"name": "coder", "model": name, **extra}
-            found[name + suffix] = vllm_flags.effective_instance(instance, catalog.entries(), VERSION)["argv"]
+    entries = catalog.entries()
+    machines = {text: hardware.machine(hardware.describe(text), free=True) for text in MACHINES}
+    full = {"max_num_seqs": 2, "tensor_parallel_size": 2, "max_model_len": 70000, "served_model_name": ["x"]}
+    for name in entries:
+        plain = {"name": "coder", "model": name}
+        for suffix, instance in (("", plain), (" with all keys", {**plain, **full})):
+            found[name + suffix] = vllm_flags.effective_instance(instance, entries, VERSION)["argv"]
+        for text, machine in machines.items():
+            (item,) = vllm_flags.effective_instances([plain], entries, VERSION, machine=machine)
+            if item["capacity"]["fits"]:
+                found[f"{name} on {text}"] = item["argv"]
     for file in Path(__file__).resolve().parents[2].glob("inventories/*/group_vars/**/*.yml"):
         for instance in (yaml.safe_load(file.read_text()) or {}).get("vllm_instances") or []:
-            argv = vllm_flags.effective_instance(instance, catalog.entries(), VERSION)["argv"]
+            argv = vllm_flags.effective_instance(instance, entries, VERSION)["argv"]
             found[f"{file.parent.parent.name}:{instance['name']}"] = argv
     return found
+
+
+def test_every_model_fits_somewhere() -> None:
+    names = rendered()
+    for name in catalog.entries():
+        assert any(key.startswith(f"{name} on ") for key in names), name
 
 
 def test_flags_and_parsers_are_the_engines_own(container: str, root: Path) -> None:
@@ -79,7 +100,7 @@ def test_the_real_parser_takes_what_we_render_and_refuses_what_it_should(contain
     wrong = {"wrong: gone": ["/m", "--swap-space", "4"], "wrong: no parser": ["/m", "--enable-auto-tool-choice"]}
     out = engine_python(container, PARSE % json.dumps({**rendered(), **wrong}))
     verdicts = json.loads(out.split("VERDICTS")[1])
-    assert len(verdicts) >= 6
+    assert len(verdicts) >= 200
     for name, verdict in verdicts.items():
         assert (verdict is not None) == name.startswith("wrong"), f"{name}: {verdict}"
 
