@@ -51,6 +51,8 @@ PREFILL_EFFICIENCY = {"cuda": 0.45, "cpu": 0.6}
 #: (two for each layer).
 STEP_SECONDS = {"cuda": 0.002, "cpu": 0.01}
 REDUCE_SECONDS = {"cuda": 12e-6, "cpu": 60e-6}
+#: Without AVX-512, ranks on a CPU have no shared memory to meet in and talk over loopback (vLLM 0.32.0).
+LOOPBACK_REDUCE_SECONDS = 200e-6
 
 #: Seconds that one delta net layer takes for one token of a prompt on one CPU thread, without AVX512-BF16 and with it
 #: (measured with vLLM's kernels alone at 4 GHz).
@@ -422,7 +424,9 @@ def speed(
     for layer in kinds:
         read += pipeline * layer.count * (layer.state or layer.token * min(layer.window or FIRST_PROMPT, FIRST_PROMPT))
     count = int(config.get("num_hidden_layers") or 0)
-    step = STEP_SECONDS[kind] + (2 * count * REDUCE_SECONDS[kind] if size > 1 else 0)
+    slow = kind == "cpu" and "avx512f" not in machine["isa"]
+    reduce = LOOPBACK_REDUCE_SECONDS if slow else REDUCE_SECONDS[kind]
+    step = STEP_SECONDS[kind] + (2 * count * reduce if size > 1 else 0)
     decode = 1 / (read / bandwidth + step)
 
     native = entry.get("native_compute_capability") or entry.get("minimum_compute_capability")

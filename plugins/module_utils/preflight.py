@@ -16,6 +16,8 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     vllm_backends,
     vllm_flags,
 )
+from ansible_collections.modelhost.serving.plugins.module_utils.capacity import gib
+from ansible_collections.modelhost.serving.plugins.module_utils.preflight_gpu import version
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -44,16 +46,6 @@ WAY_OUT = (
     "upgrade the host to Ubuntu 22.04 or later or Debian 12, or give its engines and gateways to a host that has one "
     "of these; this release does not run them in containers"
 )
-
-
-def version(text: str) -> tuple[int, ...]:
-    """`2.36` → (2, 36)."""
-    return tuple(int(part) for part in str(text).split(".") if part.isdigit())
-
-
-def gib(count: float) -> str:
-    """Bytes as GiB with one decimal."""
-    return f"{count / GIB:.1f} GiB"
 
 
 def serves(host: str, groups: dict[str, list[str]]) -> bool:

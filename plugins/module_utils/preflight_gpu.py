@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import capacity, catalog, hardware, vllm_flags
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,8 +21,6 @@ DRIVERS = {11: 450, 12: 525, 13: 580}
 MIN_CAPABILITY = 7.5
 #: From here FP8 is computed natively (Ada, Hopper); below, vLLM computes in BF16 with weights stored as FP8.
 FP8_CAPABILITY = 8.9
-#: vLLM's own default (vllm/config/cache.py, 0.32.0).
-UTILIZATION = 0.92
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -87,24 +85,25 @@ def gpu_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[
     found = []
     entries = catalog.entries(variables.get("vllm_models") or [])
     used: dict[int, dict[str, Any]] = {}
-    for index, instance in enumerate(variables.get("vllm_instances") or []):
+    machine = hardware.of_host({**variables, "host_preflight_probe": probe, "vllm_variant": "cuda"})
+    assert machine
+    instances = variables.get("vllm_instances") or []
+    placed = vllm_flags.assessments(instances, entries, variables.get("vllm_flags"), machine)
+    for index, instance in enumerate(instances):
         where = f"vllm_instances[{index}]"
         entry = vllm_flags.resolve(instance, entries)
         chosen = vllm_flags.chosen_flags(instance, entry, variables.get("vllm_flags"))
         flags = {name: value for name, (value, _origin) in chosen.items()}
-        mine = used_gpus(instance, gpus)
+        # Without `devices` it gets the first that no other instance names, as many as it needs.
+        given = placed[index].get("devices")
+        mine = [gpu for gpu in gpus if gpu["index"] in given] if given else used_gpus(instance, gpus)
         used.update({gpu["index"]: gpu for gpu in mine})
         needed = devices_of(flags)
         found += count_problems(host, where, instance, needed, gpus)
         found += capability_problems(host, where, entry, mine)
-        sharers = sum(
-            bool(set(other.get("devices") or []) & set(instance.get("devices") or []))
-            for other in variables["vllm_instances"]
-        )
-        share = float(flags.get("gpu_memory_utilization") or UTILIZATION / max(1, sharers))
-        # Of more GPUs than it needs the engine takes those that are free.
-        if instance.get("devices") or needed >= len(gpus):
-            found += room_problems(host, where, share, mine, probe)
+        share = placed[index].get("gpu_memory_utilization") or capacity.GPU_MEMORY_UTILIZATION
+        share = float(flags.get("gpu_memory_utilization") or share)
+        found += room_problems(host, where, share, mine, probe)
     return found + health_problems(host, list(used.values()), probe)
 
 

@@ -320,6 +320,9 @@ def effective_instance(
         names = [names]
     host_flags, host_environment = host_defaults(assessment, machine) if machine and assessment else ({}, {})
     chosen = chosen_flags(instance, entry, vllm_flags)
+    if int(chosen.get("data_parallel_size", (1, ""))[0] or 1) > 1:
+        # vLLM runs that many engines in one, each on GPUs of its own.
+        host_environment.pop("CUDA_VISIBLE_DEVICES", None)
     layers = [
         ("engine default", ENGINE_DEFAULTS),
         ("accelerator", accelerator_flags or {}),

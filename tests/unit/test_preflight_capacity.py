@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.modelhost.serving.plugins.module_utils import capacity, hardware, preflight_capacity
+from ansible_collections.modelhost.serving.plugins.module_utils import (
+    capacity,
+    hardware,
+    preflight_capacity,
+    preflight_gpu,
+)
 
 GIB = capacity.GIB
 
@@ -32,6 +37,20 @@ def test_what_does_not_fit_names_what_is_missing_and_what_fits() -> None:
     assert "model: " not in item["fix"], "no checkpoint of it fits there"
     (item,) = found("4× H100 80 GB", {"name": "coder", "model": "qwen3-235b-a22b-instruct-2507"})
     assert "set model: qwen3-235b-a22b-instruct-2507-fp8 (220.2 GiB), which fits" in item["fix"]
+
+
+def test_an_engine_gets_the_first_gpus_and_these_must_be_free() -> None:
+    facts = {**hardware.describe("4× H100 80 GB"), "nvidia_driver": "580.95.05", "gpu_processes": []}
+    for gpu in facts["gpus"]:
+        gpu.update(uuid=f"GPU-{gpu['index']}", pci="", ecc_errors=None, pcie_width=None, pcie_width_max=None)
+    variables: dict[str, Any] = {"vllm_instances": [{"name": "coder", "model": "qwen3.8-27b-fp8"}]}
+    assert preflight_gpu.gpu_problems("box", facts, variables) == []
+    facts["gpus"][0]["memory_free"] = 20 * GIB
+    (item,) = preflight_gpu.gpu_problems("box", facts, variables)
+    assert "takes 0.92 of GPU 0" in item["problem"]
+    assert "name other GPUs in `devices`" in item["fix"]
+    variables["vllm_instances"][0]["devices"] = [1]
+    assert preflight_gpu.gpu_problems("box", facts, variables) == []
 
 
 def test_what_a_user_sets_is_judged_as_it_stands() -> None:
