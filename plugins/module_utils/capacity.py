@@ -58,10 +58,10 @@ LOOPBACK_REDUCE_SECONDS = 200e-6
 #: (measured with vLLM's kernels alone at 4 GHz).
 STATE_SECONDS = {False: 1.6e-3, True: 3e-5}
 
-#: Memory of a CPU engine beside weights and KV cache: its front end, core and scheduler.
+#: Memory of a CPU engine beside weights and KV cache: its front end, core and scheduler; and each rank's own (one for
+#: each NUMA node that a model is split over). Measured together: 2.8 GiB eager, 3.3 compiled, 3.6 eager in two ranks.
 CPU_ENGINE_GIB = 2.0
-#: The same for each rank (one for each NUMA node that a model is split over).
-CPU_RANK_GIB = 1.0
+CPU_RANK_GIB = 1.3
 #: What the system and everybody else keep, when plan counts what is free.
 CPU_RESERVE_GIB = 1.0
 #: max_num_seqs that we set at most: developers, not a crowd.

@@ -29,7 +29,7 @@ HYBRID = {
         "mamba_ssm_dtype": "float32", "vocab_size": 248320, "intermediate_size": 17408,
     }
 }  # fmt: skip
-GPT_OSS = {
+GPT_OSS: dict[str, Any] = {
     "num_hidden_layers": 36, "hidden_size": 2880, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
     "layer_types": ["sliding_attention", "full_attention"] * 18, "sliding_window": 128, "vocab_size": 201088,
 }  # fmt: skip
@@ -98,6 +98,40 @@ def test_the_pool_is_vllms(
     blocks = capacity.pool(capacity.layers(entry(config), size), block, in_flight)
     assert blocks.block_bytes == block_bytes
     assert blocks.tokens(memory, context) == pytest.approx(tokens, rel=0.001)
+
+
+QWEN3_4B = {
+    "num_hidden_layers": 36, "hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    "vocab_size": 151936, "intermediate_size": 9728,
+}  # fmt: skip
+NEXT = {
+    "num_hidden_layers": 8, "full_attention_interval": 4, "hidden_size": 2048, "num_attention_heads": 16,
+    "num_key_value_heads": 2, "head_dim": 256, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+OSS_SIX = {**GPT_OSS, "num_hidden_layers": 6, "layer_types": GPT_OSS["layer_types"][:6]}
+# What vLLM 0.32.0 for CPU logged here (AVX512-BF16, `--load-format dummy`), November 2026.
+MEASURED = [
+    ("dense, compiled, 7.5 GiB of weights", QWEN3_4B, 1, 128, 2048, 10664017920, 71680, 72320),
+    ("dense, short", QWEN3_4B, 1, 128, 2048, 3 * GIB, 16384, 21760),
+    ("two ranks", {**QWEN3_4B, "num_hidden_layers": 8}, 2, 128, 4096, GIB // 2, 16384, 32768),
+    ("experts", {**QWEN3_MOE, "num_hidden_layers": 6}, 1, 128, 2048, GIB, 65536, 87296),
+    ("latent", {**LATENT, "num_hidden_layers": 4}, 1, 16, 8192, GIB // 4, 8192, 58240),
+    ("delta net, states in float32", NEXT, 1, 128, 2048, GIB, 65536, 236137),
+    ("sliding windows", OSS_SIX, 1, 128, 2048, GIB, 65536, 168786),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "block", "in_flight", "memory", "context", "tokens"),
+    [row[1:] for row in MEASURED],
+    ids=[row[0] for row in MEASURED],
+)
+def test_what_the_engine_logged(
+    config: dict[str, Any], size: int, block: int, in_flight: int, memory: int, context: int, tokens: int
+) -> None:
+    blocks = capacity.pool(capacity.layers(entry(config), size, wide_state=True), block, in_flight)
+    assert blocks.tokens(memory, context) == tokens
 
 
 def test_key_value_heads_are_split_and_then_repeated() -> None:
