@@ -78,3 +78,57 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.when == "call" and report.failed and host is not None and not os.environ.get("NO_JOURNALS"):
         report.sections.append(("journals of the host", journals(host.backend.get_hostname())))
     return report  # type: ignore[return-value]
+
+
+class SideEngine:
+    """One more engine on the host, in a transient unit, for tests that need other flags than the site's."""
+
+    unit = "modelhost-side.service"
+
+    def __init__(self, container: str) -> None:
+        self.container = container
+
+    def journal(self) -> str:
+        """What it said."""
+        command = ["docker", "exec", self.container, "journalctl", "--no-pager", "-o", "cat", "-u", self.unit]
+        return run(*command).stdout
+
+    def start(self, arguments: list[str], port: int, environment: dict[str, str] | None = None) -> None:
+        """Run `vllm serve` with these arguments as the engines' account; back when it answers on its port."""
+        settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": "/tmp", "VLLM_HOST_IP": "127.0.0.1"}
+        settings |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_CACHE_ROOT": "/tmp/modelhost-side", **(environment or {})}
+        command = [
+            "systemd-run",
+            f"--unit={self.unit}",
+            "--uid=vllm",
+            *(f"--setenv={k}={v}" for k, v in settings.items()),
+        ]
+        run("docker", "exec", self.container, *command, "/opt/modelhost/vllm/current/bin/vllm", "serve", *arguments)
+
+        def ready() -> bool:
+            asked = ["docker", "exec", self.container, "systemctl", "is-active", self.unit]
+            state = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+            assert state == "active", f"the engine ended ({state}):\n{self.journal()[-6000:]}"
+            probe = ["docker", "exec", self.container, "curl", "-fs", f"http://127.0.0.1:{port}/health"]
+            return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+        wait_until(ready, 400, f"an engine answers that was started with {arguments}")
+
+    def resident(self) -> int:
+        """Bytes that its processes hold, shared pages counted once."""
+        script = (
+            f"for pid in $(systemctl show -P ControlGroup {self.unit} | xargs -I@ find /sys/fs/cgroup "
+            "-path '*@/cgroup.procs' -exec cat {} + | sort -u); do grep ^Pss: /proc/$pid/smaps_rollup; done"
+        )
+        out = run("docker", "exec", self.container, "bash", "-c", script).stdout
+        return sum(int(line.split()[1]) for line in out.splitlines()) * 1024
+
+
+@pytest.fixture
+def side_engine(container: str) -> Iterator[SideEngine]:
+    """An engine that is gone after the test, with all of its processes."""
+    engine = SideEngine(container)
+    yield engine
+    for command in (["systemctl", "stop", engine.unit], ["systemctl", "reset-failed", engine.unit]):
+        subprocess.run(["docker", "exec", container, *command], capture_output=True, check=False)
+    subprocess.run(["docker", "exec", container, "rm", "-rf", "/tmp/modelhost-side"], check=False)

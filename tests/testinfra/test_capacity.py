@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.plugins.loader import init_plugin_loader
-from conftest import ROOT, run, wait_until
+from conftest import ROOT, SideEngine, run
 
 init_plugin_loader([str(ROOT / ".collections")])
 
@@ -74,31 +74,15 @@ def in_container(container: str, *command: str, text: str | None = None) -> str:
 
 
 @pytest.fixture
-def unit(container: str) -> Iterator[str]:
-    """A transient unit for the engine of a test; all of its processes are gone afterwards."""
-    yield "modelhost-shape.service"
-    subprocess.run(["docker", "exec", container, "systemctl", "stop", "modelhost-shape.service"], check=False)
+def folder(container: str) -> Iterator[str]:
+    """A place for models that are gone after the test."""
+    yield FOLDER
     subprocess.run(["docker", "exec", container, "rm", "-rf", FOLDER], check=False)
 
 
-def resident(container: str, unit: str) -> int:
-    """Bytes that a unit's processes hold, shared pages counted once."""
-    script = (
-        f"for pid in $(systemctl show -P ControlGroup {unit} | xargs -I@ find /sys/fs/cgroup -path '*@/cgroup.procs' "
-        "-exec cat {} + | sort -u); do grep ^Pss: /proc/$pid/smaps_rollup; done"
-    )
-    out = run("docker", "exec", container, "bash", "-c", script).stdout
-    return sum(int(line.split()[1]) for line in out.splitlines()) * 1024
-
-
-def journal(container: str, unit: str) -> str:
-    """What a unit said."""
-    return run("docker", "exec", container, "journalctl", "--no-pager", "-o", "cat", "-u", unit).stdout
-
-
 @pytest.mark.parametrize("name", CHOSEN)
-def test_what_fits_starts(name: str, container: str, unit: str) -> None:
-    shape = f"{FOLDER}/{name}"
+def test_what_fits_starts(name: str, container: str, side_engine: SideEngine, folder: str) -> None:
+    shape = f"{folder}/{name}"
     layers, context = SHAPES[name]
     config = shrunk(catalog.shipped()[name]["config"], layers)
     in_container(container, "mkdir", "-p", shape)
@@ -130,24 +114,11 @@ def test_what_fits_starts(name: str, container: str, unit: str) -> None:
     foretold = found["capacity"]
     assert foretold["fits"], foretold["why"]
 
-    settings = {**found["environment"], "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": "/tmp"}
-    settings |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "VLLM_CACHE_ROOT": f"{FOLDER}/cache"}
-    command = ["systemd-run", f"--unit={unit}", "--uid=vllm", *(f"--setenv={k}={v}" for k, v in settings.items())]
     began = time.monotonic()
-    run("docker", "exec", container, *command, "/opt/modelhost/vllm/current/bin/vllm", "serve", *found["argv"])
-
-    def ready() -> bool:
-        state = subprocess.run(
-            ["docker", "exec", container, "systemctl", "is-active", unit], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        assert state == "active", f"the engine ended ({state}):\n{journal(container, unit)[-6000:]}"
-        probe = f"http://127.0.0.1:{PORT}/health"
-        return subprocess.run(["docker", "exec", container, "curl", "-fs", probe], check=False).returncode == 0
-
-    wait_until(ready, 400, f"{name} is ready: {found['argv']}")
-    text = journal(container, unit)
+    side_engine.start(found["argv"], PORT, found["environment"])
+    text = side_engine.journal()
     tokens = int(re.findall(r"KV cache size: ([\d,]+) tokens", text)[-1].replace(",", ""))
-    held = resident(container, unit)
+    held = side_engine.resident()
     expected = foretold["weights"] + foretold["overhead"] + foretold["kv_cache_memory_bytes"]
     print(
         f"{name}: {parameters / 1e9:.2f} B parameters, {tokens} tokens of KV cache (foretold {foretold['kv_tokens']}), "

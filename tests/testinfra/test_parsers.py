@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+
+import pytest
+from conftest import SideEngine, run
 
 SHARE = "/opt/modelhost/vllm/share"
 ENGINE = "/opt/modelhost/vllm/current/bin/python"
@@ -44,3 +49,23 @@ def test_parsers_and_templates_in_the_real_engine(container: str, root: Path) ->
     )  # fmt: skip
     assert done.returncode == 0, done.stdout.decode()[-2000:] + done.stderr.decode()[-6000:]
     assert "are as they should be" in done.stdout.decode()
+
+
+@pytest.mark.skipif(not os.environ.get("MODELHOST_TEST_ALL"), reason="the long form: ./run test --all")
+def test_a_running_engine_with_our_parser(side_engine: SideEngine, container: str, root: Path) -> None:
+    """What models wrote, said again by the loopback model, comes back as tool calls on both APIs, streamed and not."""
+    (model,) = run(
+        "docker", "exec", container, "bash", "-c", "echo /var/lib/modelhost/models/modelhost/*/*"
+    ).stdout.split()
+    arguments = [model, "--served-model-name", "loopback", "--enforce-eager", "--kv-cache-memory-bytes", "134217728"]
+    arguments += ["--max-model-len", "65536", "--host", "0.0.0.0", "--port", "8198", "--enable-auto-tool-choice"]
+    arguments += ["--tool-parser-plugin", f"{SHARE}/parsers/json_tool_calls.py", "--tool-call-parser", "qwen2_5_coder"]
+    side_engine.start(arguments, 8198)
+    address = run("docker", "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engine_parsers/test_live.py"]
+        + [f"--junitxml={root}/.cache/reports/live-parsers.xml"],
+        cwd=root, env={**os.environ, "PARSER_URL": f"http://{address.stdout.strip()}:8198"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
