@@ -479,12 +479,16 @@ def splits(machine: dict[str, Any], entry: dict[str, Any], wish: dict[str, Any])
     pipeline = int(wish.get("pipeline_parallel_size") or 0)
     if wish.get("tensor_parallel_size"):
         return [(int(wish["tensor_parallel_size"]), pipeline or 1)]
+    sizes = parallel_sizes(entry, devices)
     if machine["kind"] == "cpu":
         # All NUMA nodes give all their bandwidth; fewer only where the model cannot be split so far.
-        return [(size, 1) for size in reversed(parallel_sizes(entry, devices))]
-    sizes = [size for size in parallel_sizes(entry, devices) if size & (size - 1) == 0]
+        sizes.reverse()
+    else:
+        sizes = [size for size in sizes if size & (size - 1) == 0]
     if pipeline:
-        return [(size, pipeline) for size in sizes if size * pipeline <= devices]
+        return [(size, pipeline) for size in sizes if size * pipeline <= devices] or [(1, pipeline)]
+    if machine["kind"] == "cpu":
+        return [(size, 1) for size in sizes]
     plain = [(size, 1) for size in sizes]
     # Stages of a pipeline only where tensors cannot be split over all devices.
     widest = sizes[-1]

@@ -176,6 +176,19 @@ def test_what_does_not_fit_says_what_is_missing_and_what_would() -> None:
     assert capacity.assess(gpus(1, 24), entry(QWEN3_MOE, 16.5), {"max_model_len": shorter})["fits"]
 
 
+def test_stages_of_a_pipeline() -> None:
+    """Where tensors cannot be split over all GPUs, and where somebody asks for it."""
+    found = capacity.assess(gpus(8, 40), entry(BIG, 220))
+    assert (found["fits"], found["tensor_parallel_size"], found["pipeline_parallel_size"]) == (True, 4, 2)
+    assert len(found["devices"]) == 8
+    asked = capacity.assess(gpus(4), entry(QWEN3_MOE, 57), {"pipeline_parallel_size": 2})
+    assert (asked["tensor_parallel_size"], asked["pipeline_parallel_size"]) == (1, 2)
+    for machine in (gpus(2), nodes(2, 500)):
+        asked = capacity.assess(machine, entry(QWEN3_MOE, 57), {"pipeline_parallel_size": 4})
+        assert not asked["fits"]
+        assert "pipeline_parallel_size 4 needs 4 " in asked["why"][0]
+
+
 def test_a_numa_node_is_the_limit_not_the_machine() -> None:
     """100 GiB in two nodes do not hold a 60 GiB model in one of them; split over both they do."""
     model = entry(QWEN3_MOE, 57)
@@ -286,6 +299,36 @@ def test_speeds_come_from_bandwidth_and_arithmetic() -> None:
     fast = capacity.assess(gpus(1), {**model, "quantization": "fp8"})
     old = capacity.assess({**gpus(1), "compute_capability": 8.0}, {**model, "quantization": "fp8"})
     assert fast["prefill"] == pytest.approx(2 * old["prefill"], rel=0.01)
+
+
+WISHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "tensor_parallel_size": st.integers(1, 16),
+        "pipeline_parallel_size": st.integers(1, 9),
+        "max_model_len": st.integers(1, 1 << 21),
+        "max_num_seqs": st.integers(1, 4096),
+        "kv_cache_memory_bytes": st.integers(1, 1 << 42),
+        "gpu_memory_utilization": st.floats(0.01, 1),
+        "kv_cache_dtype": st.sampled_from(["auto", "fp8", "float32", "nonsense"]),
+        "max_num_batched_tokens": st.integers(1, 1 << 17),
+        "block_size": st.sampled_from([1, 16, 128, 256]),
+        "enforce_eager": st.booleans(),
+    },
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(MACHINES, CONFIGS, st.floats(0.001, 900), WISHES)
+def test_any_wish_is_granted_or_explained(
+    machine: dict[str, Any], config: dict[str, Any], size: float, wish: dict[str, Any]
+) -> None:
+    found = capacity.assess(machine, entry(config, size), wish)
+    assert found["fits"] or found["why"]
+    for name in ("tensor_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes"):
+        if name in wish:
+            assert found[name] == wish[name]
+    assert found["decode"] is None or found["decode"] > 0
 
 
 def test_an_unknown_model_is_said_to_be_unknown() -> None:
