@@ -370,14 +370,6 @@ def batched_tokens(machine: dict[str, Any], entry: dict[str, Any], size: int, wi
     return tokens
 
 
-def default_sequences(machine: dict[str, Any], size: int = 1) -> int:
-    """vLLM's own max_num_seqs for its server (engine/arg_utils.py, 0.32.0); ours is smaller, see place()."""
-    if machine["kind"] == "cpu":
-        return 128 * size
-    device = machine["devices"][0]
-    return 1024 if device["total"] >= 70 * GIB and "a100" not in device["name"].lower() else 256
-
-
 def overhead(machine: dict[str, Any], entry: dict[str, Any], size: int, wish: dict[str, Any]) -> float:
     """Bytes of one device that are neither weights nor KV cache: activations at their peak, runtime, CUDA graphs."""
     config = text_config(entry.get("config") or {})
@@ -585,13 +577,12 @@ def place(
     if not context:
         context = blocks.longest(max(available, 0), native or MIN_CONTEXT)
         context -= context % 1024 if context < (native or MIN_CONTEXT) else 0
-    result = {
+    result: dict[str, Any] = {
         "fits": not problem and lacking <= 0 and (not explicit or blocks.request(context or least) <= available),
         "why": [],
         "tensor_parallel_size": size,
         "pipeline_parallel_size": stages,
         "devices": [item["index"] for item in devices],
-        "device": device["name"],
         "budget": budget,
         "weights": share,
         "overhead": extra,
@@ -628,7 +619,6 @@ def place(
         shorter = blocks.longest(room, least) if room > 0 else 0
         if shorter >= 1024 and not explicit:
             result["why"].append(f"max_model_len up to {shorter - shorter % 1024} would fit")
-    result["longest"] = blocks.longest(max(room, 0), native or MIN_CONTEXT)
     if not explicit:
         available = max(available, 0)
         if kind == "cpu":

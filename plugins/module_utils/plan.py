@@ -233,10 +233,13 @@ def host_plan(
             model_row(machine, entry) for entry in entries.values() if not (entry.get("source") or {}).get("builder")
         ]
     room = disk_free(facts, str(variables.get("vllm_models_dir") or MODELS_DIR))
+    storable = []
     for row in rows:
         if row["fits"] and room is not None and row["disk_gib"] * capacity.GIB > room:
             row["notes"].append(f"too little disk for its weights: {capacity.gib(room)} are free")
-    best = recommended(rows, developers)
+        else:
+            storable.append(row)
+    best = recommended(storable, developers)
     for row in rows:
         other = None if row["fits"] else smaller_sibling(row, rows, developers)
         if other:
@@ -255,7 +258,16 @@ def host_plan(
             # Nobody has to know what to run before looking at what fits.
             if not item["variable"].startswith("vllm_instances[") and (item["variable"], item["value"]) != EMPTY
         ],
-        "models": sorted(rows, key=lambda row: (not row["fits"], row["chat_only"], -(row["score"] or 0), row["model"])),
+        "models": sorted(
+            rows,
+            # Scores of different benchmarks say nothing of each other, so the order is the recommendation's.
+            key=lambda row: (
+                not row["fits"],
+                row["chat_only"],
+                catalog.preference().get(row["model"], 999),
+                row["model"],
+            ),
+        ),
         "recommended": best
         and {
             "model": best["model"],

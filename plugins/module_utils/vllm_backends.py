@@ -43,7 +43,8 @@ def backends(groups: dict[str, list[str]], hostvars: Any, gateway: str) -> list[
         entries = catalog.entries(variables.get("vllm_models") or [])
         instances = variables.get("vllm_instances") or []
         machine = hardware.of_host(variables)
-        fitting = vllm_flags.assessments(instances, entries, variables.get("vllm_flags"), machine) if machine else []
+        known = machine and machine["devices"]
+        fitting = vllm_flags.assessments(instances, entries, variables.get("vllm_flags"), machine) if known else []
         for at, instance in enumerate(instances):
             entry = vllm_flags.resolve(instance, entries)
             # A host that --limit left out was not looked at: the catalogue's context is the best guess.

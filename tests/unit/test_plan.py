@@ -461,6 +461,13 @@ def test_the_catalogue_recommends_what_the_plan_does(name: str, machine: str) ->
     assert {key for key, entry in entries.items() if name in (entry.get("choice_for") or [])} <= fitting
 
 
+def test_nothing_is_recommended_that_the_disk_cannot_hold() -> None:
+    host = planned("H100 80 GB, 256 GB, 25 GB disk")
+    table = {row["model"]: row for row in host["models"]}
+    assert "too little disk" in table["qwen3.8-27b-fp8"]["notes"][-1]
+    assert table[host["recommended"]["model"]]["disk_gib"] < 25
+
+
 def test_every_model_of_the_catalogue_has_its_place() -> None:
     places = plan.catalog.preference()
     assert {name for name in plan.catalog.shipped() if name not in places} == {"loopback"}

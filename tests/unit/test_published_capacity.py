@@ -72,6 +72,12 @@ def gpu(record: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "cuda", "devices": [device], "isa": [], "compute_capability": 8.0}
 
 
+def default_sequences(machine: dict[str, Any]) -> int:
+    """vLLM's own max_num_seqs for its server on GPUs (engine/arg_utils.py, 0.32.0); ours is smaller."""
+    device = machine["devices"][0]
+    return 1024 if device["total"] >= 70 * GIB and "a100" not in device["name"].lower() else 256
+
+
 def budget_error(record: dict[str, Any]) -> tuple[float, float]:
     """Estimated minus published memory for the KV cache, in GiB; and what is promised."""
     expected, size = record["expected"], record["tensor_parallel_size"]
@@ -79,7 +85,7 @@ def budget_error(record: dict[str, Any]) -> tuple[float, float]:
         name: record[name] for name in ("max_num_batched_tokens", "max_num_seqs", "enforce_eager") if name in record
     }
     # A log of vLLM's own defaults: more sequences than we let in.
-    wish.setdefault("max_num_seqs", capacity.default_sequences(gpu(record)))
+    wish.setdefault("max_num_seqs", default_sequences(gpu(record)))
     total = record["gpu"]["memory_gib"]
     extra = capacity.overhead(gpu(record), entry(record), size, wish) / GIB
     estimate = total * record["gpu_memory_utilization"] - expected["model_loading_gib"] - extra

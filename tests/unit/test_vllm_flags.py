@@ -94,6 +94,14 @@ def test_start_timeout_grows_with_the_weights() -> None:
     assert vllm_flags.start_timeout({}) == 600
 
 
+def test_backends_of_a_host_whose_gpus_cannot_be_seen() -> None:
+    """A driver without nvidia-smi: preflight says so, and nothing breaks before."""
+    facts = {"nvidia_driver": "580.95.05", "gpus": [], "memory": {"total": 1, "available": 1}}
+    variables = {"vllm_instances": [{"name": "coder", "model": "loopback"}], "host_preflight_probe": facts}
+    (found,) = vllm_backends.backends({"engines": ["one"]}, {"one": variables}, "one")
+    assert found["max_model_len"] == 131072
+
+
 def test_backends_reach_engines_where_they_listen() -> None:
     hostvars = {
         "one": {"vllm_instances": [{"name": "coder", "model": "loopback"}]},
