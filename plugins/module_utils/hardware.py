@@ -77,12 +77,17 @@ def reserved(total: float, wish_gib: float = 0) -> float:
 
 
 def machine(
-    facts: dict[str, Any], variant: str = "auto", reserved_gib: float = 0, free: bool = False
+    facts: dict[str, Any],
+    variant: str = "auto",
+    reserved_gib: float = 0,
+    free: bool = False,
+    reserved_cores: Any = "auto",
 ) -> dict[str, Any]:
     """What capacity.assess() takes.
 
     variant: auto, cpu or cuda. reserved_gib: memory kept for others; 0 works it out. free: count what is free now
-    (and what our own engines hold) rather than what the machine has.
+    (and what our own engines hold) rather than what the machine has. reserved_cores: on which engines do not compute;
+    auto works it out.
     """
     gpus = facts.get("gpus") or []
     if variant == "auto":
@@ -93,6 +98,7 @@ def machine(
         "isa": facts.get("cpu_flags") or [],
         "memory": facts.get("memory") or {},
         "compute_capability": 0.0,
+        "reserved_cores": cores_reserved(reserved_cores),
         "paths": facts.get("paths") or {},
         "notes": [],
     }
@@ -105,6 +111,15 @@ def machine(
     for device in result["devices"]:
         result["notes"] += [note for note in device["notes"] if note not in result["notes"]]
     return result
+
+
+def cores_reserved(wish: Any) -> int | None:
+    """accelerator_cpu_reserved_cores as a number, or None for auto."""
+    if str(wish) == "auto":
+        return None
+    if not str(wish).isdigit():
+        raise ValueError(f"accelerator_cpu_reserved_cores is {wish!r}: set a number of cores, or auto")
+    return int(wish)
 
 
 def gpu_device(gpu: dict[str, Any], free: bool) -> dict[str, Any]:
@@ -128,7 +143,8 @@ def gpu_device(gpu: dict[str, Any], free: bool) -> dict[str, Any]:
 
 
 def isa_flops(flags: list[str], kind: str) -> float:
-    """BF16 operations that one core does in a cycle in `dense` or `experts` layers, by its best instructions."""
+    """Operations that one core does in a cycle by its best instructions: in BF16 in `dense` or `experts` layers, or in
+    dense ones in `float32`."""
     known = table()["isa_flops_per_cycle"]
     # Not all were measured; of the others the kernels reach about two fifths.
     found = [row.get(kind) or 0.4 * row["flops"] for name, row in known.items() if name in flags]
@@ -191,6 +207,7 @@ def cpu_devices(facts: dict[str, Any], reserved_gib: float, free: bool) -> list[
                 "bandwidth": min(share, len(cores) * (MODERN_CORE_BANDWIDTH if modern else CORE_BANDWIDTH)),
                 "flops": len(cores) * ghz * 1e9 * isa_flops(isa, "dense"),
                 "expert_flops": len(cores) * ghz * 1e9 * isa_flops(isa, "experts"),
+                "float32_flops": len(cores) * ghz * 1e9 * isa_flops(isa, "float32"),
                 "cores": cores,
                 "notes": notes,
             }
@@ -212,7 +229,7 @@ def describe(text: Any) -> dict[str, Any]:
     if not isinstance(text, str) or not text.strip():
         raise DescriptionError(f"a description is text or a mapping, such as {EXAMPLES}")
     wish: dict[str, Any] = {"gpus": [], "assumed": []}
-    for part in re.split(r"[,;+]|\bwith\b|\band\b", text):
+    for part in re.split(r"[,;]|\s\+\s|\bwith\b|\band\b", text):
         if part.strip():
             read_part(part.strip(), wish)
     if not (wish["gpus"] or wish.get("cpu") or wish.get("memory")):
@@ -430,10 +447,13 @@ def facts_of(wish: dict[str, Any], text: str) -> dict[str, Any]:
     }
 
 
+def of_variables(facts: dict[str, Any], variables: Any, free: bool = False) -> dict[str, Any]:
+    """The machine that facts and a host's variables describe."""
+    reserve, cores = variables.get("vllm_memory_reserved_gib"), variables.get("accelerator_cpu_reserved_cores", "auto")
+    return machine(facts, str(variables.get("vllm_variant") or "auto"), float(reserve or 0), free, cores)
+
+
 def of_host(variables: Any, free: bool = False) -> dict[str, Any] | None:
     """The machine of a host whose facts preflight has read, or nothing."""
     facts = variables.get("host_preflight_probe")
-    if not facts:
-        return None
-    reserve = float(variables.get("vllm_memory_reserved_gib") or 0)
-    return machine(facts, str(variables.get("vllm_variant") or "auto"), reserve, free)
+    return of_variables(facts, variables, free) if facts else None

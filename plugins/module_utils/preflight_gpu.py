@@ -3,68 +3,170 @@
 
 from __future__ import annotations
 
-import functools
-import re
-from pathlib import Path
 from typing import Any
 
-from ansible_collections.modelhost.serving.plugins.module_utils import capacity, catalog, hardware, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import (
+    capacity,
+    catalog,
+    hardware,
+    nvidia_plan,
+    vllm_flags,
+)
+from ansible_collections.modelhost.serving.plugins.module_utils.nvidia_plan import (
+    DRIVERS,
+    cuda_major,
+    oldest_driver,
+    version,
+)
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 
-ROOT = Path(__file__).resolve().parents[2]
-GIB = 1024**3
+__all__ = ["DRIVERS", "cuda_major", "driver_problems", "gpu_problems", "version", "will_have_driver"]
 
-#: CUDA's major version → the oldest driver that runs programs built with it.
-#: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
-DRIVERS = {11: 450, 12: 525, 13: 580}
+GIB = 1024**3
 #: The oldest compute capability that vLLM's build knows; CUDA 13 dropped what came before Turing.
 MIN_CAPABILITY = 7.5
 #: From here FP8 is computed natively (Ada, Hopper); below, vLLM computes in BF16 with weights stored as FP8.
 FP8_CAPABILITY = 8.9
+#: What programs do to themselves (a wrong address, an end before their time), and no fault of a card.
+#: https://docs.nvidia.com/deploy/xid-errors/
+PROGRAM_XIDS = {13, 31, 43, 45, 68, 69}
+#: The card is gone until the host starts again.
+LOST_XID = 79
 
 
-def version(text: str) -> tuple[int, ...]:
-    """`580.95.05` → (580, 95, 5)"""
-    return tuple(int(part) for part in str(text).split(".") if part.isdigit())
+# --- the driver --------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def cuda_major() -> int:
-    """The CUDA that the pinned build of vLLM is made with, from its lock file."""
-    lock = (ROOT / "roles" / "vllm" / "files" / "locks" / "cuda.txt").read_text(encoding="utf-8")
-    found = re.search(r"(?m)^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.", lock)
-    return int(found.group(1)) if found else 0
+def plan_of(probe: dict[str, Any], variables: Any) -> dict[str, Any]:
+    """What the role accelerator will do about the driver; empty where it is not its business."""
+    wishes = nvidia_plan.options(variables)
+    build = str(variables.get("vllm_variant") or "auto")
+    if variables.get("accelerator_state", "present") != "present":
+        return {}
+    if nvidia_plan.provider(probe, str(wishes["provider"]), build) != "nvidia":
+        return {}
+    return nvidia_plan.plan(probe, wishes)
+
+
+def will_have_driver(probe: dict[str, Any], variables: Any) -> bool:
+    """Whether a driver is there, or this run installs one: what `vllm_variant: auto` goes by."""
+    if probe.get("nvidia_driver"):
+        return True
+    plan = plan_of(probe, variables)
+    return plan.get("action") == "install" and not plan["problems"]
+
+
+def driver_comes(probe: dict[str, Any], variables: Any) -> bool:
+    """Whether this run installs the first driver: until then GPUs cannot be asked."""
+    return not probe.get("nvidia_driver") and will_have_driver(probe, variables)
 
 
 def driver_problems(host: str, probe: dict[str, Any], variables: Any, variant: str) -> list[dict[str, Any]]:
-    """A driver that is missing, broken or too old."""
-    found = []
+    """A driver that is missing, broken or too old, and what is done about it."""
     driver, devices = probe["nvidia_driver"], probe.get("nvidia_devices", 0)
-    complaint = probe.get("nvidia_smi_complaint")
-    asked = str(variables.get("vllm_variant") or "auto")
-    least = DRIVERS.get(cuda_major(), 0)
-    install = f"install NVIDIA's driver {least} or later (Ubuntu: sudo ubuntu-drivers install --gpgpu) and restart"
-    if probe["wsl"]:
-        install = f"install NVIDIA's driver {least} or later in Windows, and none inside WSL"
-    elif probe.get("container"):
-        install = "pass the GPUs and the driver of its host through to this container"
-    if not driver and asked == "cuda":
-        seen = f"{devices} NVIDIA device(s) are there, but " if devices else ""
-        why = f"{seen}no NVIDIA driver is loaded"
-        found.append(problem(host, "vllm_variant", asked, why, f"{install}, or set vllm_variant: cpu"))
-    elif not driver and asked == "auto" and devices:
-        why = f"{devices} NVIDIA device(s) are there, but no driver is loaded, so the engines would run on the CPU"
-        found.append(problem(host, "vllm_variant", asked, why, f"{install}, or set vllm_variant: cpu if that is meant"))
-    if variant != "cuda" or not driver:
+    complaint, asked = probe.get("nvidia_smi_complaint"), str(variables.get("vllm_variant") or "auto")
+    least, plan = oldest_driver(), plan_of(probe, variables)
+    found = [problem(host, **item) for item in named(plan.get("problems") or [])]
+    if plan.get("action") in ("install", "replace") and not found:
+        found += told(host, probe, variables, plan)
+    elif not driver and devices and asked in ("auto", "cuda") and not found:
+        why = "no driver is loaded" + (", so the engines would run on the CPU" if asked == "auto" else "")
+        fix = f"{way_to_driver(probe, plan, least)}, or set vllm_variant: cpu" + (
+            " if that is meant" if asked == "auto" else ""
+        )
+        found.append(
+            problem(host, "vllm_variant", asked, f"{devices} NVIDIA device(s) are there, but {why}", fix),
+        )
+    elif not driver and asked == "cuda" and not devices:
+        why = "no NVIDIA driver is loaded, and there is no NVIDIA device on the PCI bus"
+        fix = "see that the card sits well and is switched on in the firmware, or that the virtual machine is given it"
+        if probe["wsl"] or probe.get("container"):
+            why, fix = "no NVIDIA driver is loaded", way_to_driver(probe, plan, least)
+        found.append(problem(host, "vllm_variant", asked, why, f"{fix}; or set vllm_variant: cpu"))
+    if variant != "cuda" or not driver or plan.get("action") == "replace":
         return found
+    coming = (probe.get("nvidia") or {}).get("next_kernel") or {}
+    if coming and not coming["module"]:
+        kernel = coming["name"]
+        why = f"the next start is with kernel {kernel}, for which there is no NVIDIA module: no driver would be there"
+        fix = (
+            "where the driver is held, an archive has modules of its newest driver only for a new kernel: keep the old "
+            "kernel, or plan an update of the driver with this restart (accelerator_nvidia_replace_driver)"
+        )
+        found.append(problem(host, "NVIDIA driver", driver, why, fix, "warning"))
     if complaint and not probe.get("gpus"):
         why = f"the driver does not answer: {complaint}"
+        reason = nvidia_plan.restart_reason(probe)
         fix = "restart the host; if that does not help, install the driver again"
+        if reason:
+            why, fix = f"{why} ({reason})", "restart the host, or set accelerator_allow_reboot: true"
+            allowed = bool(nvidia_plan.options(variables)["allow_reboot"])
+            # The run restarts it and goes on.
+            return [*found, problem(host, "NVIDIA driver", driver, why, fix, "warning" if allowed else "error")]
         found.append(problem(host, "NVIDIA driver", driver, why, fix))
     if version(driver) < (least,):
         why = f"vLLM's build is made with CUDA {cuda_major()}, which needs driver {least} or later"
-        found.append(problem(host, "NVIDIA driver", driver, why, f"{install}, or set vllm_variant: cpu"))
+        if plan.get("action") == "keep":
+            why += "; a driver that works is not replaced unasked"
+        fix = f"{way_to_driver(probe, plan, least)}, or set vllm_variant: cpu"
+        found.append(problem(host, "NVIDIA driver", driver, why, fix))
     return found
+
+
+def named(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A plan's problems in the words of problem()."""
+    return [
+        {
+            "variable": item["variable"],
+            "value": item["value"],
+            "why": item["problem"],
+            "fix": item["fix"],
+            "level": item["level"],
+        }
+        for item in items
+    ]
+
+
+def way_to_driver(probe: dict[str, Any], plan: dict[str, Any], least: int) -> str:
+    """How this host gets a driver that is new enough."""
+    if probe["wsl"]:
+        return f"install NVIDIA's driver {least} or later in Windows, and none inside WSL"
+    if probe.get("container"):
+        return "pass the GPUs and the driver of its host through to this container"
+    if not plan:
+        return "leave accelerator_provider and accelerator_state out, so that this run installs it"
+    if probe["nvidia_driver"]:
+        return (
+            "set accelerator_nvidia_replace_driver: true (and accelerator_allow_reboot: true), or replace it yourself"
+        )
+    return (
+        f"set accelerator_nvidia_driver_source: auto, or install NVIDIA's driver {least} or later yourself and restart"
+    )
+
+
+def told(host: str, probe: dict[str, Any], variables: Any, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the run will do, before it does it. No mistake, but something to know."""
+    facts, wishes = probe.get("nvidia") or {}, nvidia_plan.options(variables)
+    devices = probe.get("nvidia_devices", 0)
+    why = f"{devices} NVIDIA device(s) are there; {plan['why']}" if devices else plan["why"]
+    fix = "nothing: no restart is expected"
+    if probe["nvidia_driver"] or facts.get("nouveau"):
+        reason = (
+            "the old module is in use" if probe["nvidia_driver"] else "the kernel's own driver nouveau holds the GPUs"
+        )
+        fix = f"the host is restarted, because {reason}"
+        if not wishes["allow_reboot"]:
+            fix = (
+                f"the host has to be restarted, because {reason}: the run stops for it there; restart it and run "
+                "again, or set accelerator_allow_reboot: true"
+            )
+    running = nvidia_plan.engines_running(probe)
+    if plan["action"] == "replace" and running:
+        fix += f"; {', '.join(running)} are stopped for it"
+    return [problem(host, "NVIDIA driver", probe["nvidia_driver"] or None, why, fix, "warning")]
+
+
+# --- the GPUs ----------------------------------------------------------------------------------------------------
 
 
 def used_gpus(instance: dict[str, Any], gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,6 +178,8 @@ def used_gpus(instance: dict[str, Any], gpus: list[dict[str, Any]]) -> list[dict
 def gpu_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str, Any]]:
     """GPUs against what each instance asks of them."""
     gpus = probe.get("gpus") or []
+    if driver_comes(probe, variables):
+        return device_problems(host, probe, variables)
     if not gpus:
         if not probe["nvidia_driver"] or probe.get("nvidia_smi_complaint"):
             return []  # said with the driver
@@ -104,7 +208,43 @@ def gpu_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[
         share = placed[index].get("gpu_memory_utilization") or capacity.GPU_MEMORY_UTILIZATION
         share = float(flags.get("gpu_memory_utilization") or share)
         found += room_problems(host, where, share, mine, probe)
-    return found + health_problems(host, list(used.values()), probe)
+    return (
+        found + missing_problems(host, probe, variables) + health_problems(host, list(used.values()), probe, variables)
+    )
+
+
+def device_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str, Any]]:
+    """What can be judged while only the PCI bus can be asked; the rest is judged when the driver is there."""
+    devices, found = int(probe.get("nvidia_devices") or 0), missing_problems(host, probe, variables)
+    entries = catalog.entries(variables.get("vllm_models") or [])
+    for index, instance in enumerate(variables.get("vllm_instances") or []):
+        chosen = vllm_flags.chosen_flags(instance, vllm_flags.resolve(instance, entries), variables.get("vllm_flags"))
+        needed = devices_of({name: value for name, (value, _origin) in chosen.items()})
+        if needed > devices:
+            why = f"this needs {needed} GPUs, and this host has {devices} NVIDIA device(s)"
+            size = instance.get("tensor_parallel_size") or needed
+            where = f"vllm_instances[{index}].tensor_parallel_size"
+            found.append(problem(host, where, size, why, f"set it to {devices} or less, or leave it out"))
+    return found
+
+
+def missing_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str, Any]]:
+    """GPUs that somebody expects, or that sit on the bus and do not answer."""
+    expected = int(nvidia_plan.options(variables)["nvidia_expected_gpus"] or 0)
+    devices, there = int(probe.get("nvidia_devices") or 0), len(probe.get("gpus") or [])
+    seen = there if probe.get("nvidia_driver") else devices
+    lost = [item["pci"] for item in (probe.get("nvidia") or {}).get("xids") or [] if item["xid"] == LOST_XID]
+    more = f"; the kernel's log says that {', '.join(lost)} fell off the bus (Xid 79)" if lost else ""
+    fix = "restart the host; if it stays away, see to the card's seat and power, and have it replaced"
+    if expected and seen < expected:
+        why = f"this host shows {seen} GPU(s) of {expected}{more}"
+        return [
+            problem(host, "accelerator_nvidia_expected_gpus", expected, why, f"{fix}; or set the number that is right")
+        ]
+    if there and there < devices and not probe.get("wsl") and not probe.get("container"):
+        why = f"{devices} NVIDIA devices are on the PCI bus, and the driver shows {there} GPU(s){more}"
+        return [problem(host, "GPUs", there, why, fix, "warning")]
+    return []
 
 
 def devices_of(flags: dict[str, Any]) -> int:
@@ -188,11 +328,15 @@ def room_problems(
     return found
 
 
-def health_problems(host: str, gpus: list[dict[str, Any]], probe: dict[str, Any]) -> list[dict[str, Any]]:
+def health_problems(
+    host: str, gpus: list[dict[str, Any]], probe: dict[str, Any], variables: Any
+) -> list[dict[str, Any]]:
     """GPUs and their connections as they are."""
     found = []
+    facts = probe.get("nvidia") or {}
     for gpu in gpus:
         place = f"GPU {gpu['index']}"
+        found += worn_problems(host, place, gpu, facts)
         if gpu.get("mig"):
             why = "this GPU is divided by MIG, and an engine would see one part of it"
             fix = f"sudo nvidia-smi -i {gpu['index']} -mig 0, or name another GPU in `devices`"
@@ -209,15 +353,61 @@ def health_problems(host: str, gpus: list[dict[str, Any]], probe: dict[str, Any]
             why = f"it has {width} of {most} PCI Express lanes: loading, and a model split over GPUs, are slower"
             fix = "see whether the card sits well and in a slot with all lanes; some cards use only eight by design"
             found.append(problem(host, place, gpu["name"], why, fix, "warning"))
-    if probe.get("nvswitch") and probe.get("fabricmanager") != "active":
-        contained = bool(probe.get("container"))
-        state = "not installed" if probe.get("fabricmanager") == "absent" else "not running"
-        why = f"the GPUs are joined by NVSwitch, and nvidia-fabricmanager is {state}: CUDA ends with error 802"
-        fix = (
-            f"install nvidia-fabricmanager of exactly the driver's version ({probe['nvidia_driver']}), then sudo "
-            "systemctl enable --now nvidia-fabricmanager"
-        )
-        if contained:
-            fix = "make sure that it runs on the host of this container"
-        found.append(problem(host, "nvidia-fabricmanager", state, why, fix, "warning" if contained else "error"))
+    if probe.get("nvswitch"):
+        found += fabric_problems(host, probe, bool(plan_of(probe, variables).get("fabric")))
     return found
+
+
+def worn_problems(host: str, place: str, gpu: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a GPU remembers of its memory, its slot, and what the kernel's log says of it."""
+    found, name = [], gpu["name"]
+    rows, link = (facts.get("rows") or {}).get(gpu["uuid"], {}), (facts.get("links") or {}).get(gpu["uuid"], {})
+    if rows.get("failed"):
+        why = "a row of its memory is defective, and there is no spare row left to take its place"
+        found.append(problem(host, place, name, why, "have the card replaced, or name other GPUs in `devices`"))
+    elif rows.get("pending"):
+        why = "a row of its memory is defective and is replaced by a spare one when the GPU is reset"
+        found.append(problem(host, place, name, why, "restart the host at the next occasion", "warning"))
+    if link.get("ecc_errors_ever") and not gpu.get("ecc_errors"):
+        errors = link["ecc_errors_ever"]
+        why = f"its memory had {errors} uncorrectable error(s) in its life, none since the driver was loaded"
+        found.append(problem(host, place, name, why, "watch it; have it replaced if the number grows", "warning"))
+    if 0 < link.get("generation", 0) < link.get("generation_card", 0):
+        why = f"its slot runs PCI Express {link['generation']}, and the card could {link['generation_card']}"
+        fix = "see whether the slot, a riser or the firmware's setting limits it; else expect slower loading"
+        found.append(problem(host, place, name, why, fix, "warning"))
+    told_of = sorted({item["xid"] for item in facts.get("xids") or [] if same_slot(item["pci"], gpu.get("pci") or "")})
+    faults = [str(number) for number in told_of if number not in PROGRAM_XIDS]
+    if faults:
+        why = f"the driver reported Xid {', '.join(faults)} since the host started"
+        fix = "journalctl -k -b --grep Xid; what the numbers mean: https://docs.nvidia.com/deploy/xid-errors/"
+        found.append(problem(host, place, name, why, fix, "warning"))
+    return found
+
+
+def same_slot(one: str, other: str) -> bool:
+    """`0000:01:00` of the kernel's log and `00000000:01:00.0` of nvidia-smi."""
+    return bool(one) and one.split(".")[0].split(":")[-2:] == other.split(".")[0].split(":")[-2:]
+
+
+def fabric_problems(host: str, probe: dict[str, Any], mended: bool) -> list[dict[str, Any]]:
+    """The fabric manager: there, running, of exactly the driver's version. mended: whether the role sees to that."""
+    driver, level = probe["nvidia_driver"], "warning" if mended else "error"
+    has = (probe.get("nvidia") or {}).get("fabricmanager") or ""
+    by_hand = (
+        f"install nvidia-fabricmanager of exactly the driver's version ({driver}), then sudo systemctl enable --now "
+        "nvidia-fabricmanager"
+    )
+    mends = f"nothing: the run installs the one of exactly the driver's version ({driver}), holds both and starts it"
+    if probe.get("container"):
+        level, by_hand = "warning", "make sure that it runs on the host of this container"
+    if has and driver and has != driver:
+        why = (
+            f"the driver is {driver}, and a fabric manager of another version does not start: CUDA ends with error 802"
+        )
+        return [problem(host, "nvidia-fabricmanager", has, why, mends if mended else by_hand, level)]
+    if probe.get("fabricmanager") == "active":
+        return []
+    state = "not installed" if probe.get("fabricmanager") == "absent" else "not running"
+    why = f"the GPUs are joined by NVSwitch, and nvidia-fabricmanager is {state}: CUDA ends with error 802"
+    return [problem(host, "nvidia-fabricmanager", state, why, mends if mended else by_hand, level)]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from ansible_collections.modelhost.serving.plugins.module_utils import capacity, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import capacity, hardware, vllm_flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +16,10 @@ QWEN3_MOE = {
     "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32,
     "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
     "moe_intermediate_size": 768, "vocab_size": 151936,
+}  # fmt: skip
+DENSE = {
+    "num_hidden_layers": 64, "hidden_size": 5120, "num_attention_heads": 40, "num_key_value_heads": 8,
+    "vocab_size": 152064, "intermediate_size": 27648,
 }  # fmt: skip
 BIG = {
     **QWEN3_MOE, "num_hidden_layers": 94, "hidden_size": 4096, "num_attention_heads": 64, "moe_intermediate_size": 1536,
@@ -203,6 +207,45 @@ def test_threads_are_bound_to_each_nodes_own_cores() -> None:
     found = capacity.assess(nodes(2, 100), entry(QWEN3_MOE, 57))
     assert found["omp_threads_bind"] == "1-13|15-27"
     assert "omp_threads_bind" not in capacity.assess(nodes(1, 200), entry(QWEN3_MOE, 57))
+
+
+def test_float32_takes_twice_the_memory_and_reads_prompts_faster_on_old_processors() -> None:
+    machine, model = hardware.machine(hardware.describe("dual E5-2680 v4, 363 GB")), entry(DENSE, 62)
+    narrow, wide = (capacity.assess(machine, model, {"dtype": name}) for name in ("bfloat16", "float32"))
+    assert wide["weights"] == 2 * narrow["weights"]
+    assert wide["kv_bytes_per_token"] == 2 * narrow["kv_bytes_per_token"]
+    # As an engine held back to AVX2 showed (docs/cpu-tuning.md): prompts 3.7 times as fast, answers half as fast.
+    assert 3.5 < wide["prefill"] / narrow["prefill"] < 4.1
+    assert 0.45 < wide["decode"] / narrow["decode"] < 0.55
+    # What is stored in fewer bits stays that.
+    packed = {**model, "quantization": "awq"}
+    assert capacity.assess(machine, packed, {"dtype": "float32"})["weights"] == narrow["weights"]
+    # Processors with AVX512-BF16 gain nothing.
+    machine = hardware.machine(hardware.describe("EPYC 9654, 768 GB"))
+    narrow, wide = (capacity.assess(machine, model, {"dtype": name}) for name in ("bfloat16", "float32"))
+    assert wide["prefill"] < narrow["prefill"]
+
+
+@pytest.mark.parametrize(
+    ("count", "reserved", "instances", "expected"),
+    [
+        (2, None, 1, ["1-13|15-27"]),
+        (2, 0, 1, ["0-13|14-27"]),
+        (2, 1, 1, ["1-13|14-27"]),
+        (2, 3, 1, ["2-13|15-27"]),
+        (2, 400, 1, ["13|27"]),
+        (1, 0, 1, ["0-13"]),
+        (1, 2, 1, ["2-13"]),
+        (1, None, 2, ["1-6", "7-13"]),
+        (1, 2, 2, ["2-7", "8-13"]),
+        (1, 13, 2, ["12", "13"]),
+        (2, 2, 2, ["1-6|15-20", "7-13|21-27"]),
+    ],
+)
+def test_reserved_cores_are_left_out(count: int, reserved: int | None, instances: int, expected: list[str]) -> None:
+    machine = {**nodes(count, 300), "reserved_cores": reserved}
+    found = capacity.share(machine, [(entry(QWEN3_MOE, 57), {}, None)] * instances)
+    assert [result.get("omp_threads_bind") for result in found] == expected
 
 
 @pytest.mark.parametrize(

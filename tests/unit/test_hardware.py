@@ -143,3 +143,12 @@ def test_somebody_elses_processes_on_a_gpu_count_when_free_memory_does() -> None
     }
     assert hardware.machine(facts(gpus=[gpu]), free=True)["devices"][0]["budget"] == 40 * GIB
     assert hardware.machine(facts(gpus=[gpu]))["devices"][0]["budget"] > 80 * GIB
+
+
+def test_reserved_cores_of_a_host_reach_the_binding() -> None:
+    described = hardware.describe("dual E5-2680 v4, 363 GB")
+    assert hardware.of_host({"host_preflight_probe": described})["reserved_cores"] is None  # type: ignore[index]
+    variables = {"host_preflight_probe": described, "accelerator_cpu_reserved_cores": "4"}
+    assert hardware.of_host(variables)["reserved_cores"] == 4  # type: ignore[index]
+    with pytest.raises(ValueError, match="accelerator_cpu_reserved_cores is 'two': set a number of cores, or auto"):
+        hardware.machine(described, reserved_cores="two")
