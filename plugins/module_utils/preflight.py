@@ -12,7 +12,9 @@ from typing import Any
 from ansible_collections.modelhost.serving.plugins.module_utils import (
     catalog,
     preflight_capacity,
+    preflight_docker,
     preflight_gpu,
+    runtime,
     vllm_backends,
     vllm_flags,
 )
@@ -21,31 +23,30 @@ from ansible_collections.modelhost.serving.plugins.module_utils.preflight_gpu im
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-#: Floors, each with its source.
-MIN_SYSTEMD = 247  # LoadCredential=, ProtectProc= (systemd's NEWS)
-MIN_GLIBC = (2, 34)  # vLLM's wheels are manylinux_2_34
+#: Floors, each with its source; those of the services are in runtime.py.
 CLIENT_GLIBC = (2, 28)  # wheels of Node.js are manylinux_2_28
 MIN_PYTHON = "3.8"  # ansible-core 2.19 on hosts (ansible/module_utils/basic.py); its message names its own
+HUB_PYTHON = ">=3.11,<3.14"  # what python_release takes for the hub's client
 GIB = 1024**3
 #: Share of the memory that others may hold before it is worth a word.
 OTHERS = 0.25
+#: Seconds by which a clock may be behind the host's own files.
+DAY = 24 * 3600
 
 SUPPORTED = {("ubuntu", "22.04"), ("ubuntu", "24.04"), ("debian", "12")}
-#: Systems of guides that are too old, with what they bring.
-TOO_OLD = {
-    ("ubuntu", "18.04"): "glibc 2.27, systemd 237 and Python 3.6",
-    ("ubuntu", "20.04"): "glibc 2.31, systemd 245 and Python 3.8",
-    ("debian", "10"): "glibc 2.28, systemd 241 and Python 3.7",
-    ("debian", "11"): "glibc 2.31, systemd 247 and Python 3.9",
-    ("centos", "7"): "glibc 2.17, systemd 219 and Python 3.6",
-    ("centos", "8"): "glibc 2.28, systemd 239 and Python 3.6",
+#: Systems on which services run in containers, with what they bring.
+OLD = {
+    ("ubuntu", "18.04"): "glibc 2.27 and systemd 237",
+    ("ubuntu", "20.04"): "glibc 2.31 and systemd 245",
+    ("debian", "11"): "glibc 2.31 and systemd 247",
 }
+#: Ubuntu 18.04's own Python is too old for Ansible; it has another one beside it.
+BIONIC = ["python3.8", "python3.8-venv", "python3-distutils", "ca-certificates", "procps"]
+BIONIC_PYTHON = "/usr/bin/python3.8"
 NEWER = "use Ubuntu 22.04 or 24.04 or Debian 12 there"
-#: There is no container runtime in this release, so there are two ways out and not three.
-WAY_OUT = (
-    "upgrade the host to Ubuntu 22.04 or later or Debian 12, or give its engines and gateways to a host that has one "
-    "of these; this release does not run them in containers"
-)
+TRIED = "expect surprises; tried are Debian 12, and Ubuntu 22.04 and 24.04 by rendering"
+WAY_OUT = "set it to auto or docker, so that it runs in a container on this host; or " + NEWER
+GUIDE = "docs/old-systems.md"
 
 
 def serves(host: str, groups: dict[str, list[str]]) -> bool:
@@ -56,7 +57,7 @@ def serves(host: str, groups: dict[str, list[str]]) -> bool:
 def resolved_variant(probe: dict[str, Any], variables: Any) -> str:
     """The build that the role would take."""
     variant = str(variables.get("vllm_variant") or "auto")
-    return variant if variant != "auto" else "cuda" if probe["nvidia_driver"] else "cpu"
+    return variant if variant != "auto" else "cuda" if preflight_gpu.will_have_driver(probe, variables) else "cpu"
 
 
 # --- the system --------------------------------------------------------------------------------------------------
@@ -72,9 +73,15 @@ def bare_problems(host: str, told: str, error: str) -> list[dict[str, Any]]:
     least = named.group(1) if named else MIN_PYTHON
     if python and version(python.group(1)) < version(least):
         why = f"Ansible needs Python {least} or later on hosts, and this one has {python.group(1)}"
-        if (fields.get("ID"), fields.get("VERSION_ID")) in TOO_OLD:
-            return [problem(host, "operating system", name, f"{why}; it is too old for vLLM's builds as well", WAY_OUT)]
         fix = "install a newer Python beside it and name it in ansible_python_interpreter"
+        if (fields.get("ID"), fields.get("VERSION_ID")) == ("ubuntu", "18.04"):
+            fix = (
+                f"sudo apt-get install --no-install-recommends {' '.join(BIONIC)} docker.io; then set "
+                f"ansible_python_interpreter: {BIONIC_PYTHON} for this host. Engines run in containers there: see "
+                f"{GUIDE}"
+            )
+        elif fields.get("ID") in ("centos", "rhel"):
+            fix = f"{NEWER}; this project installs packages with apt"
         return [problem(host, "ansible_python_interpreter", name or None, why, fix)]
     if told and not python:
         why = f"Ansible needs Python {least} or later on hosts, and this one has none"
@@ -87,26 +94,22 @@ def bare_problems(host: str, told: str, error: str) -> list[dict[str, Any]]:
     return [problem(host, "connection", None, why, "try `ansible -m ping` with the same inventory")]
 
 
-def platform_problems(host: str, probe: dict[str, Any], groups: dict[str, list[str]]) -> list[dict[str, Any]]:
+def platform_problems(
+    host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]]
+) -> list[dict[str, Any]]:
     """Distribution, architecture, systemd, C library, rights."""
     found = []
-    system = (probe["distribution"], probe["distribution_version"])
     services = serves(host, groups)
-    engine = host in groups.get("engines", [])
     if not probe["is_root"]:
         why = "the tasks do not run as root on this host"
         fix = "let the connecting user sudo, and pass --ask-become-pass if it needs a password"
         found.append(problem(host, "ansible_become", None, why, fix))
-    least = MIN_GLIBC if engine else CLIENT_GLIBC if not services else (0,)
-    builds = glibc_problems(host, probe, least, engine) + (systemd_problems(host, probe) if services else [])
-    if services and builds and system in TOO_OLD:
-        why = f"it brings {TOO_OLD[system]}; vLLM's builds need glibc 2.34, and the services systemd {MIN_SYSTEMD}"
-        builds = [problem(host, "operating system", probe["distribution_name"], why, WAY_OUT)]
-    elif system not in SUPPORTED:
-        why = "this system was never tried with this project"
-        fix = "expect surprises; tried are Debian 12, and Ubuntu 22.04 and 24.04 by rendering"
-        found.append(problem(host, "operating system", probe["distribution_name"] or None, why, fix, "warning"))
-    found += builds
+    found += system_problems(host, probe, variables, groups)
+    if services:
+        found += venv_problems(host, probe, variables, groups) + systemd_problems(host, probe)
+    if not services and not (probe["glibc"] and version(probe["glibc"]) >= CLIENT_GLIBC):
+        why = "Node.js, which installs Claude Code, needs glibc 2.28 or later"
+        found.append(problem(host, "glibc", probe["glibc"] or None, why, NEWER))
     if services and probe["architecture"] != "x86_64":
         why = "the lock files of this release hold x86-64 builds of vLLM and LiteLLM only"
         fix = "use an x86-64 host for engines and gateways; clients may be ARM machines"
@@ -114,15 +117,53 @@ def platform_problems(host: str, probe: dict[str, Any], groups: dict[str, list[s
     return found
 
 
-def glibc_problems(host: str, probe: dict[str, Any], least: tuple[int, ...], engine: bool) -> list[dict[str, Any]]:
-    """The C library that the builds are made for."""
-    if least == (0,) or (probe["glibc"] and version(probe["glibc"]) >= least):
-        return []
-    if not probe["glibc"]:
-        return [problem(host, "glibc", None, "this system has another C library, and no build fits it", NEWER)]
-    what = "vLLM's builds need" if engine else "Node.js, which installs Claude Code, needs"
-    why = f"{what} glibc {least[0]}.{least[1]} or later"
-    return [problem(host, "glibc", probe["glibc"], why, NEWER)]
+def system_problems(
+    host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """The distribution: what it cannot do, and how far it was tried."""
+    place, name = "operating system", probe["distribution_name"] or None
+    system = (probe["distribution"], probe["distribution_version"])
+    facts = probe.get("system")
+    if facts and not facts.get("apt"):
+        why = "this project installs packages with apt, and this system has none"
+        return [problem(host, place, name, why, NEWER)]
+    if system in OLD:
+        why = "vLLM's builds are too new for this system, so what needs them runs in containers here"
+        fix = f"nothing, if that is meant; {GUIDE} says what was tried"
+        if not runtime.uses_containers(host, probe, variables, groups):
+            why, fix = "this system is old, and little was tried on it", f"see {GUIDE}"
+        return [problem(host, place, name, why, fix, "warning")]
+    if system not in SUPPORTED:
+        return [problem(host, place, name, "this system was never tried with this project", TRIED, "warning")]
+    return []
+
+
+def venv_problems(
+    host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Services that shall run from a virtual environment where it cannot be; `auto` would have said docker."""
+    wanted: list[tuple[str, str, tuple[int, int]]] = []
+    if host in groups.get("engines", []):
+        named = [item for item in variables.get("vllm_instances") or [] if isinstance(item, dict)]
+        kinds = runtime.of_engines(probe, variables)
+        for index, item in enumerate(named):
+            place = f"vllm_instances[{index}].runtime" if item.get("runtime") else "vllm_runtime"
+            if kinds[str(item.get("name"))] == "venv" and place not in [row[0] for row in wanted]:
+                wanted.append((place, "vLLM's builds need", runtime.ENGINE_GLIBC))
+    if host in groups.get("gateways", []) and runtime.of_gateway(probe, variables) == "venv":
+        wanted.append(("litellm_runtime", "LiteLLM's builds need", runtime.GATEWAY_GLIBC))
+    found = []
+    for place, what, least in wanted:
+        why = []
+        if not probe["glibc"]:
+            why.append("this system has another C library, and no build fits it")
+        elif version(probe["glibc"]) < least:
+            why.append(f"{what} glibc {least[0]}.{least[1]} or later, and this host has {probe['glibc']}")
+        if 0 < int(probe["systemd"] or 0) < runtime.VENV_SYSTEMD:
+            why.append(f"its unit needs systemd {runtime.VENV_SYSTEMD} or later, and this host has {probe['systemd']}")
+        if why:
+            found.append(problem(host, place, "venv", "; ".join(why), WAY_OUT))
+    return found
 
 
 def systemd_problems(host: str, probe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -139,10 +180,64 @@ def systemd_problems(host: str, probe: dict[str, Any]) -> list[dict[str, Any]]:
             why = f"this is a container ({probe['container']}) without systemd, and the services are systemd units"
             fix = "use a virtual machine, or a container that starts /sbin/init (LXC; docker run with an init image)"
         return [problem(host, "systemd", "not running", why, fix)]
-    if int(probe["systemd"] or 0) < MIN_SYSTEMD:
-        why = f"the units need systemd {MIN_SYSTEMD} or later"
+    if int(probe["systemd"] or 0) < runtime.DOCKER_SYSTEMD:
+        why = f"even units that run containers need systemd {runtime.DOCKER_SYSTEMD} or later"
         return [problem(host, "systemd", probe["systemd"] or None, why, NEWER)]
     return []
+
+
+def package_problems(
+    host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Packages that are missing where Ansible cannot install any.
+
+    Its modules need python3-apt, which a distribution has for its own Python alone, and that has to be one that Ansible
+    runs on: on Ubuntu 18.04 it is not.
+    """
+    facts = probe.get("system") or {}
+    own, there = facts.get("system_python"), facts.get("packages")
+    if not own or there is None or version(own) >= version(MIN_PYTHON):
+        return []
+    python = str(facts.get("interpreter") or "").rpartition("/")[2]
+    wanted = ["ca-certificates", "procps"]
+    if re.fullmatch(r"python3\.\d+", python):
+        wanted += [f"{python}-venv"] + (["python3-distutils"] if python == "python3.8" else [])
+    docker = there.keys() & {"docker.io", "docker-ce"} or (probe.get("docker") or {}).get("version")
+    if runtime.uses_containers(host, probe, variables, groups) and not docker:
+        wanted.append("docker.io")
+    missing = [name for name in wanted if name not in there]
+    if not missing:
+        return []
+    why = (
+        f"Ansible cannot install packages here: its module for that needs Python {MIN_PYTHON}, python3-apt is for {own}"
+    )
+    fix = f"sudo apt-get install --no-install-recommends {' '.join(missing)}"
+    return [problem(host, "packages", ", ".join(missing), why, fix)]
+
+
+def network_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str, Any]]:
+    """What makes downloads fail: a wrong clock, a mirror of another distribution, proxies that nobody told us of."""
+    facts, found = probe.get("system") or {}, []
+    if facts.get("clock_behind", 0) > DAY:
+        days = facts["clock_behind"] // DAY
+        why = f"it is {days} day(s) behind this host's own files, so certificates would be refused"
+        found.append(
+            problem(host, "clock", None, why, "set it: sudo timedatectl set-ntp true, or timedatectl set-time")
+        )
+    mirror = str(variables.get("host_base_apt_mirror") or "")
+    holds = mirror.rstrip("/").rpartition("/")[2]
+    wanted = str(probe["distribution"])
+    if wanted == "ubuntu" and probe["architecture"] not in ("x86_64", "i686"):
+        wanted = "ubuntu-ports"
+    if {holds, wanted} <= {"debian", "ubuntu", "ubuntu-ports"} and holds != wanted:
+        why = f"this mirror holds {holds}, and packages of this host ({probe['distribution_name']}) are in {wanted}"
+        found.append(problem(host, "host_base_apt_mirror", mirror, why, f"name a mirror that ends in /{wanted} for it"))
+    set_here = variables.get("host_base_http_proxy") or variables.get("host_base_https_proxy")
+    if facts.get("proxies") and not set_here and not probe.get("deployed"):
+        why = "this host has proxies in /etc/environment or /etc/profile.d, and our downloads go by variables alone"
+        fix = "set host_base_http_proxy and host_base_https_proxy as well, if it reaches nothing without"
+        found.append(problem(host, "host_base_https_proxy", None, why, fix, "warning"))
+    return found
 
 
 def python_problems(
@@ -151,24 +246,41 @@ def python_problems(
     """A Python that engines and gateways run on: the host's own, or one that uv fetches."""
     if probe.get("deployed") or variables.get("host_base_python_mirror"):
         return []
+    wanted = []
+    kinds = set(runtime.of_engines(probe, variables).values())
+    if host in groups.get("engines", []) and "venv" in kinds:
+        wanted.append(("vllm_python", variables.get("vllm_python")))
+    if host in groups.get("gateways", []) and runtime.of_gateway(probe, variables) == "venv":
+        wanted.append(("litellm_python", variables.get("litellm_python")))
+    if host in groups.get("engines", []) and not wanted and fetches_weights(variables):
+        wanted.append(("host_base_python_mirror", HUB_PYTHON))
     found = []
-    for group, variable in (("engines", "vllm_python"), ("gateways", "litellm_python")):
-        wanted = str(variables.get(variable) or ">=3.11,<3.14")
-        if host not in groups.get(group, []) or wanted.startswith("/"):
+    for variable, value in wanted:
+        specifier = str(value or ">=3.11,<3.14")
+        if specifier.startswith("/"):
             continue
         try:
-            fitting = SpecifierSet(wanted if wanted[:1] in "<>=!~" else f"=={wanted}.*")
+            fitting = SpecifierSet(specifier if specifier[:1] in "<>=!~" else f"=={specifier}.*")
         except InvalidSpecifier:
             continue
         if not any(fitting.contains(f"{name}.99") for name in probe["pythons"]):
             have = ", ".join(probe["pythons"]) or "none"
-            why = f"no Python of this host fits ({have}), so uv will download one from GitHub"
+            what = " the hub's client" if variable == "host_base_python_mirror" else ""
+            why = f"no Python of this host fits{what} ({have}), so uv will download one from GitHub"
             fix = (
                 "nothing, if the host may reach github.com; else install one from packages (python3.12), or name a "
                 "mirror in host_base_python_mirror"
             )
-            found.append(problem(host, variable, wanted, why, fix, "warning"))
+            seen = None if variable == "host_base_python_mirror" else specifier
+            found.append(problem(host, variable, seen, why, fix, "warning"))
     return found[:1]
+
+
+def fetches_weights(variables: Any) -> bool:
+    """Whether weights come from a hub."""
+    entries = catalog.entries(variables.get("vllm_models") or [])
+    models = [vllm_flags.resolve(instance, entries) for instance in variables.get("vllm_instances") or []]
+    return any("repo" in entry["source"] for entry in models)
 
 
 # --- engines -----------------------------------------------------------------------------------------------------
@@ -222,7 +334,9 @@ def engine_problems(host: str, probe: dict[str, Any], variables: Any) -> list[di
     own = preflight_gpu.gpu_problems(host, probe, variables) if variant == "cuda" else cpu_problems(host, probe)
     # Where GPUs are missing or too old, that is what is wrong and not the room on them.
     said = {item["variable"].split("]")[0] for item in own if item["level"] == "error"}
-    room = preflight_capacity.problems(host, probe, variables)
+    # GPUs whose driver this run installs cannot be asked yet; they are judged after it.
+    waits = preflight_gpu.driver_comes(probe, variables)
+    room = [] if waits else preflight_capacity.problems(host, probe, variables)
     room = [item for item in room if item["variable"].split("]")[0] not in said]
     if variant == "cpu" and not room and not variables.get("vllm_memory_reserved_gib"):
         room = others_problems(host, probe)
@@ -377,9 +491,12 @@ def problems(
     addresses: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Everything that stands against this host. addresses: those of the gateways, by name."""
-    found = platform_problems(host, probe, groups)
+    found = platform_problems(host, probe, variables, groups)
+    found += package_problems(host, probe, variables, groups) + network_problems(host, probe, variables)
     if serves(host, groups):
         found += python_problems(host, probe, variables, groups)
+    if runtime.uses_containers(host, probe, variables, groups):
+        found += preflight_docker.problems(host, probe, variables, groups)
     if host in groups.get("engines", []):
         found += engine_problems(host, probe, variables)
     found += port_problems(host, probe, wanted_ports(host, variables, groups))
