@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Fill what stands as `unverified` from the network, and show the difference. `./run pins` calls this.
 
-Asked are the hub (revisions, sizes, config.json and licences of the models in catalog/models/) and GitHub (digests of
-the release files in versions.yml). Nothing is written without --write, and comments stay where they are.
+Asked are the hub (revisions, sizes, config.json and licences of the models in catalog/models/), GitHub (digests of
+the release files in versions.yml) and registries (digests of its container images). Nothing is written without
+--write, and comments stay where they are.
 
-A revision that is pinned stays; a newer one is named, and --update takes it. What an entry says and the hub says
-otherwise is named too. Exit codes: 0 all was answered, 1 something was not, 2 wrong arguments, 3 a host
+A revision or digest that is pinned stays; a newer one is named, and --update takes it. What an entry says and the hub
+says otherwise is named too. Exit codes: 0 all was answered, 1 something was not, 2 wrong arguments, 3 a host
 is out of reach.
 """
 
@@ -23,15 +24,29 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB = "https://huggingface.co"
 GITHUB = "https://api.github.com"
+#: Names of registries in the names of images → where their API answers, where that is another place.
+REGISTRIES = {"docker.io": "https://registry-1.docker.io"}
+#: An image for several architectures is an index; its digest holds for all of them.
+MANIFESTS = ", ".join(
+    f"application/vnd.{kind}+json"
+    for kind in (
+        "oci.image.index.v1",
+        "docker.distribution.manifest.list.v2",
+        "oci.image.manifest.v1",
+        "docker.distribution.manifest.v2",
+    )
+)
+DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 RELEASE_FILE = re.compile(r"^https://github\.com/([^/]+/[^/]+)/releases/download/([^/]+)/([^/]+)$")
 #: How the hub writes licences that SPDX writes otherwise.
@@ -54,7 +69,11 @@ LARGEST = 64 * 1024 * 1024
 
 
 class RefusedError(Exception):
-    """The host answered, but not with what was asked for."""
+    """The host answered, but not with what was asked for: the reason, and of an HTTP error its status and header."""
+
+    def __init__(self, reason: str, status: int = 0, header: Message | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.header = status, header
 
 
 class UnreachableError(Exception):
@@ -68,23 +87,27 @@ class Host:
         self.base, self.token, self.timeout = base.rstrip("/"), token, timeout
         self.silent = ""
 
-    def json(self, path: str) -> dict[str, Any]:
-        """The JSON object at a path."""
+    def answer(self, path: str, accept: str = "application/json", method: str = "GET") -> tuple[Message, bytes]:
+        """Header and body of what lies at a path."""
         if self.silent:
             raise UnreachableError(self.silent)
-        request = urllib.request.Request(self.base + path, headers={"Accept": "application/json"})
+        request = urllib.request.Request(self.base + path, headers={"Accept": accept}, method=method)
         if self.token:
             # Not to be sent on to a host that it redirects to.
             request.add_unredirected_header("Authorization", f"Bearer {self.token}")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                body = answer.read(LARGEST + 1)
+                return answer.headers, answer.read(LARGEST + 1)
         except urllib.error.HTTPError as error:
             with error:
-                raise RefusedError(refusal(error.code)) from error
+                raise RefusedError(refusal(error.code), error.code, error.headers) from error
         except (OSError, http.client.HTTPException) as error:
             self.silent = str(getattr(error, "reason", "") or error) or type(error).__name__
             raise UnreachableError(self.silent) from error
+
+    def json(self, path: str) -> dict[str, Any]:
+        """The JSON object at a path."""
+        _header, body = self.answer(path)
         try:
             data = json.loads(body)
         except ValueError as error:
@@ -94,6 +117,46 @@ class Host:
         if not isinstance(data, dict):
             raise RefusedError("answered with JSON of another form than its documentation says")
         return data
+
+
+class Registry(Host):
+    """A container registry (OCI distribution, HTTP API v2), asked without an account."""
+
+    def digest(self, name: str, tag: str) -> str:
+        """The digest that a tag leads to; of an image for several architectures that of its index."""
+        path = f"/v2/{quote(name)}/manifests/{quote(tag)}"
+        try:
+            # HEAD, because Docker Hub counts GET as a pull.
+            try:
+                header, _body = self.answer(path, MANIFESTS, "HEAD")
+            except RefusedError as error:
+                if error.status != 401 or not error.header:
+                    raise
+                self.token = self.admission(error.header.get("WWW-Authenticate", ""))
+                header, _body = self.answer(path, MANIFESTS, "HEAD")
+        except RefusedError as error:
+            reasons = {401: "private, or misspelt", 403: "private, or misspelt", 404: "there is no such image or tag"}
+            if error.status not in reasons:
+                raise
+            raise RefusedError(f"HTTP {error.status}: {reasons[error.status]}") from error
+        found = str(header.get("Docker-Content-Digest", ""))
+        if not DIGEST.match(found):
+            raise RefusedError("the registry states no SHA-256 digest for this tag")
+        return found
+
+    def admission(self, challenge: str) -> str:
+        """The token that everybody gets from where a registry sends us for it."""
+        asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        if not challenge.lower().startswith("bearer ") or "realm" not in asked:
+            raise RefusedError("the registry wants a login that is none of the usual form")
+        query = urlencode({key: asked[key] for key in ("service", "scope") if key in asked})
+        office = Host(asked["realm"], timeout=self.timeout)
+        try:
+            given = office.json(f"?{query}")
+        except UnreachableError:
+            self.silent = office.silent
+            raise
+        return str(given.get("token") or given.get("access_token") or "")
 
 
 def refusal(code: int) -> str:
@@ -371,11 +434,40 @@ def asset_digest(github: Host, url: str) -> str:
     raise RefusedError(f"the release {tag} of {repository} has no file of this name")
 
 
-def fill_versions(root: Path, github: Host, ids: set[str], say: Any) -> tuple[Document, int, int]:
-    """Ask GitHub about the checksums of versions.yml."""
+def images(data: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The places in versions.yml where the digest of a container image stands."""
+    if isinstance(data, dict):
+        if {"repository", "tag", "digest"} <= data.keys():
+            yield (*place, "digest")
+        for key, value in data.items():
+            yield from images(value, (*place, key))
+
+
+class Registries:
+    """Registries by their names in the names of images."""
+
+    def __init__(self, mirrors: dict[str, str]) -> None:
+        self.bases = {**REGISTRIES, **mirrors}
+        self.known: dict[str, Registry] = {}
+
+    def digest(self, repository: str, tag: str) -> str:
+        """The digest of an image now."""
+        host, _slash, name = repository.partition("/")
+        if host not in self.known:
+            self.known[host] = Registry(self.bases.get(host, f"https://{host}"))
+        registry = self.known[host]
+        # A token is for one image.
+        registry.token = ""
+        return registry.digest(name, tag)
+
+
+def fill_versions(
+    root: Path, github: Host, registries: Registries, ids: set[str], update: bool, say: Any
+) -> tuple[Document, int, int]:
+    """Ask GitHub and registries about the checksums of versions.yml."""
     document = Document(root / "versions.yml")
     asked = failed = 0
-    for place in list(unverified(document.data)):
+    for place in dict.fromkeys((*unverified(document.data), *images(document.data))):
         name = ".".join(place)
         if ids and name not in ids:
             continue
@@ -384,9 +476,19 @@ def fill_versions(root: Path, github: Host, ids: set[str], say: Any) -> tuple[Do
         for part in place[:-1]:
             holder = holder[part]
         try:
-            if place[-1] != "sha256" or "url" not in holder:
+            if place[-1] == "digest" and "repository" in holder:
+                found, pinned = registries.digest(str(holder["repository"]), str(holder["tag"])), holder["digest"]
+                if pinned not in ("unverified", found) and not update:
+                    say(
+                        f"{name}: the tag {holder['tag']} leads to {found} now; the pin stays at {pinned} (--update "
+                        "takes the new one)"
+                    )
+                elif pinned != found:
+                    document.set(list(place), found)
+            elif place[-1] == "sha256" and "url" in holder:
+                document.set(list(place), asset_digest(github, str(holder["url"])))
+            else:
                 raise RefusedError("nothing here knows how to fill this; do it by hand, with its source")
-            document.set(list(place), asset_digest(github, str(holder["url"])))
         except UnreachableError:
             failed += 1
         except RefusedError as error:
@@ -397,9 +499,8 @@ def fill_versions(root: Path, github: Host, ids: set[str], say: Any) -> tuple[Do
 
 def known_ids(root: Path) -> set[str]:
     """All that can be named as an argument."""
-    found = {
-        ".".join(place) for place in unverified(yaml.safe_load((root / "versions.yml").read_text(encoding="utf-8")))
-    }
+    versions = yaml.safe_load((root / "versions.yml").read_text(encoding="utf-8"))
+    found = {".".join(place) for place in (*unverified(versions), *images(versions))}
     for path in (root / "catalog" / "models").glob("*.yml"):
         found |= {entry["id"] for entry in catalog().expand(yaml.safe_load(path.read_text(encoding="utf-8")))}
     return found
@@ -411,6 +512,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("ids", nargs="*", metavar="ID", help="ids of the catalogue, or places in versions.yml; all")
     parser.add_argument("--write", action="store_true", help="write what is shown")
     parser.add_argument("--update", action="store_true", help="take newer revisions in the place of pinned ones")
+    parser.add_argument(
+        "--registry-mirror",
+        action="append",
+        default=os.environ.get("REGISTRY_MIRRORS", "").split(),
+        metavar="REGISTRY=URL",
+        help="ask this mirror, such as docker.io=https://docker.m.daocloud.io (also: REGISTRY_MIRRORS, with blanks)",
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     root, ids = options.root.resolve(), set(options.ids)
@@ -420,6 +528,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"pins: there is no `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""), file=sys.stderr)
     if ids - names:
         return 2
+    mirrors = dict(item.partition("=")[::2] for item in options.registry_mirror)
+    wrong = [item for item in options.registry_mirror if not re.match(r"[\w.:-]+=https?://", item)]
+    if wrong:
+        print(f"pins: --registry-mirror {wrong[0]}: write REGISTRY=URL, as docker.io=https://…", file=sys.stderr)
+        return 2
 
     def say(line: str) -> None:
         print(f"  {line}")
@@ -427,7 +540,8 @@ def main(argv: list[str] | None = None) -> int:
     hub = Host(os.environ.get("HF_ENDPOINT") or HUB, os.environ.get("HF_TOKEN", ""))
     github = Host(os.environ.get("GITHUB_API_URL") or GITHUB, os.environ.get("GITHUB_TOKEN", ""))
     documents, asked, failed = fill_models(root, hub, ids, options.update, say)
-    versions, more_asked, more_failed = fill_versions(root, github, ids, say)
+    registries = Registries(mirrors)
+    versions, more_asked, more_failed = fill_versions(root, github, registries, ids, options.update, say)
     changed = [document for document in (*documents, versions) if document.text != document.old]
     for document in changed:
         print(document.difference(root), end="")
@@ -442,11 +556,12 @@ def main(argv: list[str] | None = None) -> int:
         f"{asked} asked, {failed} without an answer of use. "
         + (f"{files} {done}." if changed else "Nothing to change.")
     )
-    silent = [host for host in (hub, github) if host.silent]
+    silent = [host for host in (hub, github, *registries.known.values()) if host.silent]
     for host in silent:
         print(
             f"pins: {urlsplit(host.base).netloc} cannot be reached from here ({host.silent}). Run this on a connected "
-            "machine and commit what it writes; HF_ENDPOINT names a mirror of the hub, https_proxy a proxy.",
+            "machine and commit what it writes; HF_ENDPOINT names a mirror of the hub, --registry-mirror one of a "
+            "registry, https_proxy a proxy.",
             file=sys.stderr,
         )
     return 3 if silent else 1 if failed else 0

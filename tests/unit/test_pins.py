@@ -1,4 +1,4 @@
-"""tools/pins.py against a hub and a GitHub of our own, over real HTTP."""
+"""tools/pins.py against a hub, a GitHub and a container registry of our own, over real HTTP."""
 
 from __future__ import annotations
 
@@ -77,6 +77,20 @@ vllm:
 """
 
 
+IMAGE = """---
+# Every pin.
+engine:
+  # renovate: datasource=docker depName=org/engine
+  image:
+    repository: docker.io/org/engine
+    tag: v1.2.3
+    digest: unverified  # not filled yet
+    source: somewhere
+gateway:
+  image: {repository: quay.io/org/gateway, tag: "4.5", digest: sha256:%s, source: elsewhere}
+""" % ("e" * 64)
+
+
 class Net:
     """What the server answers, by path, and what it was asked."""
 
@@ -84,6 +98,10 @@ class Net:
         self.answers: dict[str, tuple[int, bytes]] = {}
         self.asked: list[tuple[str, str]] = []
         self.url = ""
+        # Of the registry: digests by path, the header that sends clients for a token, and what they accept.
+        self.digests: dict[str, str] = {}
+        self.challenge = ""
+        self.accepted: list[str] = []
 
     def give(self, path: str, value: Any, status: int = 200) -> None:
         """Answer a path with JSON, or with bytes as they are."""
@@ -97,6 +115,14 @@ class Net:
         self.give(f"/api/models/{repo}?blobs=true", answer)
         self.give(f"/api/models/{repo}/revision/{commit}?blobs=true", answer)
         self.give(f"/{repo}/resolve/{commit}/config.json", CONFIG)
+
+    def image(self, name: str, tag: str, digest: str) -> None:
+        """An image of the registry, which wants a token as Docker Hub does."""
+        self.digests[f"/v2/{name}/manifests/{tag}"] = digest
+        self.challenge = f'Bearer realm="{self.url}/token",service="registry.docker.io",scope="repository:{name}:pull"'
+        self.give(
+            f"/token?service=registry.docker.io&scope=repository%3A{name.replace('/', '%2F')}%3Apull", {"token": name}
+        )
 
     def release(self, digest: str | None = f"sha256:{DIGEST}") -> None:
         """The release that versions.yml names."""
@@ -121,6 +147,21 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
             self.end_headers()
             self.wfile.write(body)
 
+        def do_HEAD(self) -> None:
+            token = self.headers.get("Authorization", "")
+            state.asked.append((self.path, token))
+            state.accepted.append(self.headers.get("Accept", ""))
+            name = self.path.removeprefix("/v2/").partition("/manifests/")[0]
+            known = self.path in state.digests
+            admitted = not state.challenge or token == f"Bearer {name}"
+            self.send_response(401 if not admitted else 200 if known else 404)
+            if not admitted:
+                self.send_header("WWW-Authenticate", state.challenge)
+            elif known and state.digests[self.path]:
+                self.send_header("Docker-Content-Digest", state.digests[self.path])
+            self.send_header("Content-Length", "1234")
+            self.end_headers()
+
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class calls it so)
             pass
 
@@ -129,6 +170,8 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     state.url = f"http://127.0.0.1:{server.server_port}"
     for name in ("HF_ENDPOINT", "GITHUB_API_URL"):
         monkeypatch.setenv(name, state.url)
+    registries = ("docker.io", "ghcr.io", "quay.io")
+    monkeypatch.setenv("REGISTRY_MIRRORS", " ".join(f"{name}={state.url}" for name in registries))
     for name in ("HF_TOKEN", "GITHUB_TOKEN", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield state
@@ -326,6 +369,87 @@ def test_a_release_without_a_digest_stays_unverified(
     assert run(checkout, "--write", "vllm.cpu.official.sha256") == 1
     assert f"versions.yml vllm.cpu.official.sha256: {line}" in capsys.readouterr().out
     assert texts(checkout)[1] == VERSIONS
+
+
+@pytest.fixture
+def images(net: Net, checkout: Path) -> Path:
+    """A versions.yml with two images, and a registry that has both."""
+    (checkout / "versions.yml").write_text(IMAGE)
+    net.image("org/engine", "v1.2.3", f"sha256:{DIGEST}")
+    net.digests["/v2/org/gateway/manifests/4.5"] = f"sha256:{'e' * 64}"
+    return checkout
+
+
+def test_digests_of_images_come_from_their_registries(
+    net: Net, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(images, "engine.image.digest") == 0
+    shown = capsys.readouterr().out
+    assert f"-    digest: unverified  # not filled yet\n+    digest: sha256:{DIGEST}  # not filled yet\n" in shown
+    assert texts(images)[1] == IMAGE
+    assert run(images, "--write", "engine.image.digest") == 0
+    assert texts(images)[1] == IMAGE.replace("unverified", f"sha256:{DIGEST}")
+    # First without a token, then with the one that the registry sends everybody for. The index is asked for first.
+    heads = [token for path, token in net.asked if path.startswith("/v2/")]
+    assert heads == ["", "Bearer org/engine"] * 2
+    assert net.accepted[0].startswith(
+        "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manif"
+    )
+    capsys.readouterr()
+    assert run(images, "--write", "engine.image.digest") == 0
+    assert "1 asked, 0 without an answer of use. Nothing to change." in capsys.readouterr().out
+
+
+def test_a_tag_that_moved_is_named_and_the_pin_stays(
+    net: Net, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net.challenge = ""
+    net.digests["/v2/org/gateway/manifests/4.5"] = f"sha256:{DIGEST}"
+    assert run(images, "--write", "gateway.image.digest") == 0
+    out = capsys.readouterr().out
+    assert f"gateway.image.digest: the tag 4.5 leads to sha256:{DIGEST} now; the pin stays at sha256:eee" in out
+    assert texts(images)[1] == IMAGE
+    assert run(images, "--write", "--update", "gateway.image.digest") == 0
+    assert f'tag: "4.5", digest: sha256:{DIGEST}, source: elsewhere}}' in texts(images)[1].replace("'", '"')
+
+
+@pytest.mark.parametrize(
+    ("digest", "challenge", "line"),
+    [
+        (None, "", "HTTP 404: there is no such image or tag"),
+        ("", "", "the registry states no SHA-256 digest for this tag"),
+        ("sha256:short", "", "the registry states no SHA-256 digest for this tag"),
+        (f"sha256:{DIGEST}", 'Basic realm="x"', "the registry wants a login that is none of the usual form"),
+        (f"sha256:{DIGEST}", 'Bearer realm="{url}/other"', "HTTP 401: private, or misspelt"),
+    ],
+    ids=["404", "none", "short", "basic", "refused"],
+)
+def test_a_registry_that_says_no_is_one_clear_line(
+    net: Net, images: Path, capsys: pytest.CaptureFixture[str], digest: str | None, challenge: str, line: str
+) -> None:
+    net.challenge = challenge.replace("{url}", net.url)
+    net.give("/other?", {"access_token": "of no use"})
+    if digest is None:
+        del net.digests["/v2/org/engine/manifests/v1.2.3"]
+    else:
+        net.digests["/v2/org/engine/manifests/v1.2.3"] = digest
+    assert run(images, "--write", "engine.image.digest") == 1
+    assert f"versions.yml engine.image.digest: {line}" in capsys.readouterr().out
+    assert texts(images)[1] == IMAGE
+
+
+def test_a_mirror_is_asked_in_a_registry_s_place(net: Net, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net.challenge = ""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert run(images, "--write", "--registry-mirror", f"docker.io={closed}", "engine.image.digest") == 3
+        assert "--registry-mirror one of a registry" in capsys.readouterr().err
+    assert run(images, "--write", f"--registry-mirror=docker.io={net.url}", "engine.image.digest") == 0
+    assert DIGEST in texts(images)[1]
+    capsys.readouterr()
+    assert run(images, "--registry-mirror", net.url) == 2
+    assert "write REGISTRY=URL" in capsys.readouterr().err
 
 
 def test_a_closed_network_ends_with_a_sentence(
