@@ -22,8 +22,12 @@ display = Display()
 KINDS = ("cpu", "cuda")
 #: What of a host's variables a plan rests on.
 VARIABLES = (
+    "accelerator_cpu_preload",
+    "accelerator_cpu_reserved_cores",
+    "accelerator_cpu_transparent_hugepages",
+    "accelerator_provider",
+    "accelerator_state",
     "capacity_plan_hardware",
-    "vllm_accelerator_environment",
     "vllm_advertise_address",
     "vllm_accelerator_flags",
     "vllm_bind_address",
@@ -33,6 +37,7 @@ VARIABLES = (
     "vllm_memory_reserved_gib",
     "vllm_models",
     "vllm_models_dir",
+    "vllm_runtime",
     "vllm_variant",
 )
 

@@ -7,8 +7,13 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.modelhost.serving.plugins.action.validate_inventory import problems_of, variables_of, wiring
-from ansible_collections.modelhost.serving.plugins.module_utils import preflight
+from ansible_collections.modelhost.serving.plugins.action.validate_inventory import (
+    image_pins,
+    problems_of,
+    variables_of,
+    wiring,
+)
+from ansible_collections.modelhost.serving.plugins.module_utils import containers_validation, preflight
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
 
 display = Display()
@@ -42,6 +47,7 @@ class ActionModule(ActionBase):
                 own, _broken = variables_of(hostvars, host, wiring())
                 probe, settings = variables["host_preflight_probe"], variables["host_preflight_settings"]
                 found += preflight.problems(host, probe, settings, own, groups, addresses)
+                found += containers_validation.problems(host, own, groups, image_pins(), probe)
             elif "host_preflight_bare" in variables:
                 bare = variables["host_preflight_bare"]
                 found += preflight.bare_problems(host, bare["told"], bare["error"])

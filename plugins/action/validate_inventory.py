@@ -11,7 +11,11 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.vars.plugins import get_vars_from_inventory_sources
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin
-from ansible_collections.modelhost.serving.plugins.module_utils import inventory_validation, site_validation
+from ansible_collections.modelhost.serving.plugins.module_utils import (
+    containers,
+    inventory_validation,
+    site_validation,
+)
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
 
 display = Display()
@@ -75,6 +79,12 @@ def command_line_problem(name: str, value: Any) -> dict[str, Any]:
     return problem("command line", name, value, why, inventory_validation.WIRED.get(name, "leave it out"))
 
 
+def image_pins() -> dict[str, str]:
+    """The pinned image of each service, as Docker takes it."""
+    images = {"image_cpu": "vllm.cpu.image", "image_cuda": "vllm.cuda.image", "image_litellm": "litellm.image"}
+    return {name: containers.pinned(pin(path)) for name, path in images.items()}
+
+
 class ActionModule(ActionBase):
     """`modelhost.serving.validate_inventory`."""
 
@@ -110,6 +120,7 @@ def problems_of(hostvars: Any, groups: dict[str, list[str]]) -> tuple[list[dict[
         "cpu": str(pin("vllm.cpu.version")),
         "cuda": str(pin("vllm.cuda.version")),
         "claude_code": str(pin("claude_code.version")),
+        **image_pins(),
     }
     # What cannot be worked out has been said; that it seems to be missing would only confuse.
     unknown = {(item["host"], item["variable"]) for item in found}

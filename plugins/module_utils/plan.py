@@ -12,10 +12,12 @@ from typing import Any
 
 import yaml
 from ansible_collections.modelhost.serving.plugins.module_utils import (
+    accelerator,
     capacity,
     catalog,
     hardware,
     problems,
+    runtime,
     vllm_flags,
     vllm_validation,
 )
@@ -220,8 +222,7 @@ def host_plan(
     An inventory may be unfinished or broken: problems then stand in the place of flags.
     """
     groups = groups or {}
-    variant = str(variables.get("vllm_variant") or "auto")
-    machine = hardware.machine(facts, variant, float(variables.get("vllm_memory_reserved_gib") or 0), free=True)
+    machine = hardware.of_variables(facts, variables, free=True)
     # As `auto` will turn out here.
     judged = {**variables, "vllm_variant": machine["kind"]}
     known, _problems = vllm_validation.own_entries(host, variables.get("vllm_models"), versions[machine["kind"]])
@@ -389,7 +390,7 @@ def instance_plans(
     """
     kind = free["kind"]
     # As the role vllm reckons: with what the machine has. What is free would change from run to run.
-    machine = hardware.machine(facts, kind, float(variables.get("vllm_memory_reserved_gib") or 0))
+    machine = hardware.of_variables(facts, {**variables, "vllm_variant": kind})
     bad = {item["variable"] for item in wrong}
     flags = mapping(variables, "vllm_flags")
     effective = vllm_flags.effective_instances(
@@ -398,7 +399,10 @@ def instance_plans(
         version,
         vllm_flags={name: value for name, value in flags.items() if f"vllm_flags.{name}" not in bad},
         accelerator_flags={**accelerator_flags()[kind], **mapping(variables, "vllm_accelerator_flags")},
-        environment={**mapping(variables, "vllm_accelerator_environment"), **mapping(variables, "vllm_environment")},
+        environment=mapping(variables, "vllm_environment"),
+        # Wired from this function; a described machine has no facts that wiring could know.
+        release_environment=accelerator.environment(facts, {**variables, "vllm_variant": kind}),
+        runtimes=runtime.of_engines(facts, variables),
         models_dir=str(variables.get("vllm_models_dir") or MODELS_DIR),
         bind_address=str(variables.get("vllm_bind_address") or "127.0.0.1"),
         machine=machine,

@@ -6,6 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.modelhost.serving.plugins.module_utils import (
+    containers_validation,
+    docker_engine_validation,
+    host_base_validation,
     inventory_validation,
     litellm_validation,
     vllm_validation,
@@ -23,7 +26,7 @@ def check(
     """All problems of all hosts.
 
     values: each host's variables; own: what its inventory says of the variables that the wiring sets; versions: those
-    of the engine by variant, and of `claude_code`.
+    of the engine by variant, of `claude_code`, and the pinned images (`image_cpu`, `image_cuda`, `image_litellm`).
     """
     found = inventory_validation.group_problems(groups)
     sound: dict[str, dict[str, Any]] = {}
@@ -35,6 +38,10 @@ def check(
         sound[host] = {name: value for name, value in variables.items() if name not in bad}
     found += vllm_validation.problems(sound, groups, versions)
     found += litellm_validation.problems(sound, groups)
+    for host, variables in sound.items():
+        found += host_base_validation.problems(host, variables)
+        found += docker_engine_validation.problems(host, variables)
+        found += containers_validation.problems(host, variables, groups, versions)
     found += gateway_problems(sound, groups)
     found += client_problems(sound, groups, versions)
     return [item for at, item in enumerate(found) if item not in found[:at]]

@@ -306,13 +306,19 @@ def effective_instance(
     vllm_flags: dict[str, Any] | None = None,
     accelerator_flags: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
+    release_environment: dict[str, Any] | None = None,
+    runtimes: dict[str, str] | None = None,
     models_dir: str = "/var/lib/modelhost/models",
     bind_address: str = "127.0.0.1",
     timeout: int | None = None,
     machine: dict[str, Any] | None = None,
     assessment: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that an engine's unit needs, worked out from an instance as a user writes it."""
+    """All that an engine's unit needs, worked out from an instance as a user writes it.
+
+    environment: for every engine of the host; release_environment: below it, for engines of a virtual environment.
+    """
+    runtime = (runtimes or {}).get(instance["name"], "venv")
     entry = resolve(instance, catalog)
     kinds = engine_description(version)["flags"]
     names = instance.get("served_model_name") or [entry["id"], f"local-claude-{instance['name']}"]
@@ -354,6 +360,7 @@ def effective_instance(
     return {
         "name": instance["name"],
         "model": entry["id"],
+        "runtime": runtime,
         "model_path": path,
         "port": instance.get("port", 8000),
         "served_model_name": names,
@@ -363,6 +370,7 @@ def effective_instance(
         "origins": {name: origin for name, (_value, origin) in merged.items()},
         "argv": [path, *argv(flags, kinds)],
         "environment": {
+            **{key: str(value) for key, value in (release_environment or {}).items() if runtime == "venv"},
             **{key: str(value) for key, value in (environment or {}).items()},
             **host_environment,
             **{key: str(value) for key, value in (entry.get("environment") or {}).items()},

@@ -81,8 +81,8 @@ def form_problems(
             why = "clients cannot ask for such a name"
             found.append(problem(host, f"{where}.served_model_name", served, why, "use text without `/`"))
     choices = keys["runtime"]["choices"]
-    runtime = instance.get("runtime", choices[0])
-    if runtime not in choices:
+    runtime = instance.get("runtime")
+    if runtime is not None and runtime not in choices:
         why, fix = "engines cannot be run this way", f"set one of: {', '.join(choices)}; or leave it out"
         found.append(problem(host, f"{where}.runtime", runtime, why, fix))
     chatting = instance.get("allow_chat_only")

@@ -18,6 +18,7 @@ import socket
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.modelhost.serving.plugins.module_utils import probe_docker, probe_nvidia, probe_system
 
 DOCUMENTATION = r"""
 module: host_probe
@@ -273,7 +274,7 @@ def engines_memory():
     """Bytes that our own engines hold and would give back at a restart."""
     found = 0
     for path in paths_like("/proc/[0-9]*/cgroup"):
-        if "/vllm@" in read(path):
+        if unit_of(path.split("/")[2]).startswith("vllm@"):
             status = kilobytes(read(path[: -len("cgroup")] + "status"))
             found += status.get("RssAnon", 0)
     return found
@@ -427,9 +428,31 @@ def unit_state(name):
     return "active" if fields.get("ActiveState") == "active" else "inactive"
 
 
+#: Ids of our containers with their units, when they were asked for.
+CONTAINERS: dict = {}
+
+
+def containers():
+    """Ids of the containers that run for our units."""
+    if not CONTAINERS:
+        label = '{{.ID}} {{.Label "modelhost.unit"}}'
+        command = ["docker", "ps", "--no-trunc", "--filter", "label=modelhost.unit", "--format", label]
+        status, out = run(command) if shutil.which("docker") else (-1, "")
+        # The empty entry says that the question was asked.
+        CONTAINERS[""] = ""
+        for line in out.splitlines() if status == 0 else []:
+            container_id, _space, unit = line.partition(" ")
+            CONTAINERS[container_id] = unit
+    return CONTAINERS
+
+
 def unit_of(pid):
-    """The service that a process belongs to, or nothing."""
-    units = re.findall(r"([^/\n]+\.service)", read("/proc/%s/cgroup" % pid))
+    """The service that a process belongs to, or nothing. A container's processes belong to the unit that runs it."""
+    group = read("/proc/%s/cgroup" % pid)
+    for container_id in reversed(re.findall(r"\b[0-9a-f]{64}\b", group)):
+        if container_id in containers():
+            return containers()[container_id]
+    units = re.findall(r"([^/\n]+\.service)", group)
     return units[-1] if units else ""
 
 
@@ -646,6 +669,7 @@ def probe(paths, models=()):
         "nvidia_devices": displays,
         "nvswitch": bool(switches),
         "fabricmanager": fact("fabricmanager", "absent", unit_state, "nvidia-fabricmanager.service"),
+        "nvidia": fact("nvidia", {}, probe_nvidia.facts, run, read, paths_like),
         "disk": {
             path: fact("disk " + path, {"free": 0, "total": 0, "mount": path, "read_only": False}, disk, path)
             for path in paths
@@ -665,6 +689,8 @@ def probe(paths, models=()):
         "wsl": "microsoft" in kernel.lower(),
         "firewall": fact("firewall", {"ufw": "absent", "firewalld": "absent", "open_ports": []}, firewall),
         "listeners": fact("listeners", {}, listeners),
+        "docker": fact("docker", {}, probe_docker.facts, run, read),
+        "system": fact("system", {}, probe_system.facts, run, read),
         "active_units": fact("active_units", [], active_units),
         "accounts": fact("accounts", [], lambda: [entry.pw_name for entry in pwd.getpwall()]),
         "is_root": os.geteuid() == 0,

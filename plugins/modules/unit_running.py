@@ -106,7 +106,9 @@ def main() -> None:
         action = "restart" if because else "none"
     else:
         action = "start"
-    enable = state["UnitFileState"] != "enabled"
+    # systemd 237 calls an enabled instance of a template `indirect`.
+    wanted = os.path.islink("/etc/systemd/system/multi-user.target.wants/" + unit)
+    enable = state["UnitFileState"] != "enabled" and not wanted
     if not module.check_mode:
         if enable:
             module.run_command(["systemctl", "enable", "--quiet", unit], check_rc=True)

@@ -36,7 +36,15 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = str(pin("vllm.cpu.version"))
-VERSIONS = {"cpu": VERSION, "cuda": VERSION, "claude_code": str(pin("claude_code.version"))}
+VERSIONS = {
+    "cpu": VERSION,
+    "cuda": VERSION,
+    "claude_code": str(pin("claude_code.version")),
+    # As they stand before `./run pins` has filled them.
+    "image_cpu": "docker.io/vllm/vllm-openai-cpu@unverified",
+    "image_cuda": "docker.io/vllm/vllm-openai@unverified",
+    "image_litellm": "ghcr.io/berriai/litellm@unverified",
+}
 ROWS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "broken_inventories.yml").read_text("utf-8"))
 
 SOUND: dict[str, Any] = {

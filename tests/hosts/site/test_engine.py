@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 import yaml
 from ansible.plugins.loader import init_plugin_loader
 
-init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".collections")])
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "tools"))
+init_plugin_loader([str(ROOT / ".collections")])
 
+import inventory_pages as pages  # noqa: E402 (needs the path and the loader)
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin  # noqa: E402 (needs the loader)
 from ansible_collections.modelhost.serving.plugins.module_utils import catalog, hardware, vllm_flags  # noqa: E402 (same)
 
@@ -77,10 +81,17 @@ def rendered() -> dict[str, list[str]]:
             (item,) = vllm_flags.effective_instances([plain], entries, VERSION, machine=machine)
             if item["capacity"]["fits"]:
                 found[f"{name} on {text}"] = item["argv"]
-    for file in Path(__file__).resolve().parents[2].glob("inventories/*/group_vars/**/*.yml"):
-        for instance in (yaml.safe_load(file.read_text()) or {}).get("vllm_instances") or []:
+    for file in ROOT.glob("inventories/*/group_vars/**/*.yml"):
+        data = yaml.safe_load(file.read_text()) or {}
+        entries = catalog.entries(data.get("vllm_models") or [])
+        for instance in data.get("vllm_instances") or []:
             argv = vllm_flags.effective_instance(instance, entries, VERSION)["argv"]
             found[f"{file.parent.parent.name}:{instance['name']}"] = argv
+    # On the machines that the worked inventories name.
+    for name in pages.NAMES:
+        for setting in pages.settings(name):
+            for item in pages.planned(pages.site(name, setting))["instances"]:
+                found[f"{name} {setting}: {item['name']}"] = item["command"][2:]
     return found
 
 
