@@ -20,6 +20,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
+from generated import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 init_plugin_loader([str(ROOT / ".collections")])
@@ -450,17 +451,8 @@ def page(path: Path) -> str:
 
 
 def main() -> int:
-    """Entry point; 1 when --check found a stale page."""
-    check, stale = "--check" in sys.argv[1:], []
-    for path in sorted((ROOT / "docs" / "inventories").glob("*.md")):
-        text = page(path)
-        if path.read_text(encoding="utf-8") != text:
-            stale.append(str(path.relative_to(ROOT)))
-            if not check:
-                path.write_text(text, encoding="utf-8")
-    for name in stale:
-        print(("stale: " if check else "written: ") + name)
-    return 1 if check and stale else 0
+    """Entry point."""
+    return keep((path, page(path)) for path in sorted((ROOT / "docs" / "inventories").glob("*.md")))
 
 
 if __name__ == "__main__":

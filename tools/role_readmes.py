@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from generated import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "<!-- Below this line: made from meta/argument_specs.yml by tools/role_readmes.py -->"
@@ -90,19 +91,9 @@ def readme(role: Path) -> tuple[Path, str]:
 
 
 def main() -> int:
-    """Entry point; 1 when --check found a stale README."""
-    check, stale = "--check" in sys.argv[1:], []
-    for role in sorted((ROOT / "roles").iterdir()):
-        if not (role / "meta/argument_specs.yml").exists():
-            continue
-        path, text = readme(role)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(str(path.relative_to(ROOT)))
-            if not check:
-                path.write_text(text, encoding="utf-8")
-    for name in stale:
-        print(("stale: " if check else "written: ") + name)
-    return 1 if check and stale else 0
+    """Entry point."""
+    roles = [role for role in sorted((ROOT / "roles").iterdir()) if (role / "meta/argument_specs.yml").exists()]
+    return keep(readme(role) for role in roles)
 
 
 if __name__ == "__main__":

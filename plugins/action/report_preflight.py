@@ -62,4 +62,5 @@ class ActionModule(ActionBase):
                     )
                 )
         sound = f"{len(set(members) & set(limited))} host(s) are fit for what is asked of them."
-        return verdict(result, found, ". Nothing was changed.", sound, display.warning)
+        promise = self._task.args.get("promise") or "Nothing was changed."
+        return verdict(result, found, f". {promise}", sound, display.warning)

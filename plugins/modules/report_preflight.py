@@ -9,7 +9,11 @@ short_description: Judge all hosts at once
 description:
   - Holds what the role C(host_preflight) found on each host against what the inventory asks of
     it, and fails once, with every problem of every host.
-options: {}
+options:
+  promise:
+    description: The sentence that says how far the run has come, where there are problems.
+    type: str
+    default: Nothing was changed.
 """
 EXAMPLES = r"""
 - name: Report every problem of every host

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import json
 import re
 import shutil
@@ -28,13 +27,8 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
 from test_preflight import SETTINGS, WELL
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("inventory_pages", ROOT / "tools/inventory_pages.py")
-assert SPEC
-assert SPEC.loader
-pages = importlib.util.module_from_spec(SPEC)
-# Its dataclass looks itself up there.
-sys.modules["inventory_pages"] = pages
-SPEC.loader.exec_module(pages)
+sys.path.insert(0, str(ROOT / "tools"))
+import inventory_pages as pages  # noqa: E402 (needs the path)
 
 GIB = capacity.GIB
 RUNTIMES = ("venv", "docker")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "molecule" / "containers" / "inventory"
@@ -36,17 +35,6 @@ def inspect(container: str, name: str) -> dict[str, Any]:
     (found,) = json.loads(inside(container, f"docker inspect {name}"))
     assert isinstance(found, dict)
     return found
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of the condition; fails with `what` when the time is up."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.5)
 
 
 def active(container: str, unit: str) -> bool:
@@ -130,7 +118,7 @@ def test_containers_outlive_the_docker_daemon(container: str, gateway_url: str, 
     before = {name: inspect(container, name)["State"] for name in ("vllm-coder", "litellm-main")}
     pids = inside(container, f"systemctl show -P MainPID {ENGINE} {GATEWAY}")
     inside(container, "systemctl restart docker")
-    wait_for(lambda: inside(container, "docker info >/dev/null 2>&1 && echo yes || true"), 60, "Docker answers")
+    wait_until(lambda: inside(container, "docker info >/dev/null 2>&1 && echo yes || true"), 60, "Docker answers")
     moment = inside(container, "date '+%F %T'")
     assert ask(gateway_url, user_key, "/v1/messages", said("still here"))["content"][0]["text"] == "still here"
     assert inside(container, f"systemctl show -P MainPID {ENGINE} {GATEWAY}") == pids
@@ -140,7 +128,7 @@ def test_containers_outlive_the_docker_daemon(container: str, gateway_url: str, 
     }
     # What a container prints goes on to its unit's journal: the engine says every ten seconds how fast it was.
     journal = f"journalctl -q --no-pager -o cat -u {ENGINE} --since '{moment}' | grep -c throughput || true"
-    wait_for(lambda: inside(container, journal) != "0", 60, "the journal goes on")
+    wait_until(lambda: inside(container, journal) != "0", 60, "the journal goes on")
 
 
 def said(text: str) -> dict[str, Any]:
@@ -158,7 +146,7 @@ def test_what_dies_comes_back(container: str, gateway_url: str, user_key: str, h
         other = inside(container, "docker ps -q --no-trunc --filter name=litellm-main")
         return bool(other) and other != before and active(container, GATEWAY)
 
-    wait_for(back, 180, "a new container")
+    wait_until(back, 180, "a new container")
     assert ask(gateway_url, user_key, "/v1/messages", said("again"))["content"][0]["text"] == "again"
 
 
