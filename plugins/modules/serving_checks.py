@@ -279,7 +279,8 @@ class Client:
 
     def chunks(self, sock, response, seen):
         """Yield the body as it comes, appending to `seen`."""
-        while True:
+        # With its last byte a response closes itself, and from Python 3.12.2 on the socket with it.
+        while not response.isclosed():
             sock.settimeout(self.left(bytes(seen).decode("utf-8", "replace")))
             try:
                 data = response.read1(65536)

@@ -221,3 +221,30 @@ def test_a_key_file_must_hold_one_word(tmp_path: pathlib.Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(ValueError, match="one word"):
         serving_checks.read_key(str(path))
+
+
+def test_a_response_that_closes_its_socket_with_the_last_byte_is_whole() -> None:
+    """As http.client does from Python 3.12.2 on (cpython gh-113199)."""
+
+    class Socket:
+        closed = False
+
+        def settimeout(self, _seconds: float) -> None:
+            if self.closed:
+                raise OSError(9, "Bad file descriptor")
+
+    class Response:
+        def __init__(self, sock: Socket) -> None:
+            self.sock, self.parts = sock, [b"al", b"ive"]
+
+        def isclosed(self) -> bool:
+            return self.sock.closed
+
+        def read1(self, _most: int) -> bytes:
+            part = self.parts.pop(0)
+            self.sock.closed = not self.parts
+            return part
+
+    sock, seen = Socket(), bytearray()
+    client = serving_checks.Client("http://127.0.0.1:1", "sk-key", 5)
+    assert b"".join(client.chunks(sock, Response(sock), seen)) == bytes(seen) == b"alive"
