@@ -26,7 +26,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 #: Floors, each with its source; those of the services are in runtime.py.
 CLIENT_GLIBC = (2, 28)  # wheels of Node.js are manylinux_2_28
 MIN_PYTHON = "3.8"  # ansible-core 2.19 on hosts (ansible/module_utils/basic.py); its message names its own
-HUB_PYTHON = ">=3.11,<3.14"  # what python_release takes for the hub's client
+HUB_PYTHON = ">=3.11.1,<3.14"  # what python_release takes for the hub's client
 GIB = 1024**3
 #: Share of the memory that others may hold before it is worth a word.
 OTHERS = 0.25
@@ -256,7 +256,7 @@ def python_problems(
         wanted.append(("host_base_python_mirror", HUB_PYTHON))
     found = []
     for variable, value in wanted:
-        specifier = str(value or ">=3.11,<3.14")
+        specifier = str(value or ">=3.11.1,<3.14")
         if specifier.startswith("/"):
             continue
         try:

@@ -609,8 +609,13 @@ def version_of(command, pattern):
 
 
 def pythons():
-    """Versions of the Pythons that uv would find, 3.8 and later."""
-    return ["3.%d" % minor for minor in range(8, 20) if shutil.which("python3.%d" % minor)]
+    """Versions of the Pythons that uv would find, 3.8 and later; no release candidates, such as Ubuntu 22.04's 3.11."""
+    found = []
+    for name in ["3.%d" % minor for minor in range(8, 20)]:
+        program = shutil.which("python" + name)
+        if program and re.match(r"Python \d+\.\d+\.\d+\s*$", run([program, "--version"])[1]):
+            found.append(name)
+    return found
 
 
 def glibc():

@@ -45,9 +45,9 @@ options:
     type: dict
     default: {}
   python:
-    description: What uv should take as Python, C(3.11) or C(>=3.11,<3.14) or a path.
+    description: What uv should take as Python, C(3.11) or C(>=3.11.1,<3.14) or a path.
     type: str
-    default: ">=3.11,<3.14"
+    default: ">=3.11.1,<3.14"
   torch_backend:
     description: >-
       uv's C(--torch-backend), for instance V(cpu). It is tried where the host's own index and folders do not hold what
@@ -114,7 +114,7 @@ def main() -> None:
             "lock": {"type": "str", "required": True},
             "excludes": {"type": "list", "elements": "str", "default": []},
             "metadata_only": {"type": "dict", "default": {}},
-            "python": {"type": "str", "default": ">=3.11,<3.14"},
+            "python": {"type": "str", "default": ">=3.11.1,<3.14"},
             "torch_backend": {"type": "str", "default": ""},
             "prefix": {"type": "path", "default": "/opt/modelhost"},
         },

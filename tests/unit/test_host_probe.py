@@ -513,3 +513,11 @@ def test_this_machine() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "errors: {}" in done.stdout
+
+
+def test_a_release_candidate_is_no_python_for_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, says in (("python3.11", "Python 3.11.0rc1"), ("python3.12", "Python 3.12.3")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {says}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert [name for name in host_probe.pythons() if name in ("3.11", "3.12")] == ["3.12"]

@@ -193,7 +193,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "vLLM's builds need glibc 2.34 or later, and this host has 2.31; its unit needs systemd 247 or later, and this "
         "host has 245\n"
         f"→ {WAY_OUT}\n"
-        "warning: box: vllm_python = '>=3.11,<3.14'\n"
+        "warning: box: vllm_python = '>=3.11.1,<3.14'\n"
         "no Python of this host fits (3.8), so uv will download one from GitHub\n"
         "→ nothing, if the host may reach github.com; else install one from packages (python3.12), or name a mirror in "
         "host_base_python_mirror",
@@ -298,7 +298,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "Ubuntu 22.04 has no Python that fits",
         {"distribution": "ubuntu", "distribution_version": "22.04", "pythons": ["3.10"], "glibc": "2.35"},
         {},
-        "warning: box: vllm_python = '>=3.11,<3.14'\n"
+        "warning: box: vllm_python = '>=3.11.1,<3.14'\n"
         "no Python of this host fits (3.10), so uv will download one from GitHub\n"
         "→ nothing, if the host may reach github.com; else install one from packages (python3.12), or name a mirror in "
         "host_base_python_mirror",
