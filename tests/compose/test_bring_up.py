@@ -39,7 +39,7 @@ def answers(*command: str) -> bool:
 def compose_command() -> list[str]:
     """Compose 2 if it is here, else 1, which Debian still has."""
     if not answers("docker", "info"):
-        pytest.skip("no Docker engine answers here")
+        pytest.fail("no Docker engine answers here")
     if answers("docker", "compose", "version"):
         return ["docker", "compose"]
     if not answers("docker-compose", "version") and os.geteuid() == 0 and shutil.which("apt-get"):
@@ -47,7 +47,7 @@ def compose_command() -> list[str]:
         run("apt-get", "update", "-qq", check=False)
         run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "docker-compose", check=False)
     if not answers("docker-compose", "version"):
-        pytest.skip("neither `docker compose` nor docker-compose can be had here")
+        pytest.fail("neither `docker compose` nor docker-compose can be had here")
     return ["docker-compose"]
 
 
