@@ -12,6 +12,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.modelhost.serving.plugins.action.bundle_push import transfer
+from ansible_collections.modelhost.serving.plugins.module_utils.bundle_transfer import TransferError
 
 display = Display()
 
@@ -24,12 +26,10 @@ CACHE = "/var/cache/modelhost/images"
 
 def refusal(image: str, archive: str, checksum: str) -> str:
     """What is wrong with what was asked for, or nothing."""
-    if archive:
-        if image:
-            return "`image` and `archive` are both set; leave one of them out"
-        return "" if re.fullmatch("[0-9a-f]{64}", checksum) else f"the archive {archive} needs `archive_sha256`"
+    if archive and not re.fullmatch("[0-9a-f]{64}", checksum):
+        return f"the archive {archive} needs `archive_sha256`"
     if not image:
-        return "neither `image` nor `archive` is set"
+        return "" if archive else "neither `image` nor `archive` is set"
     if not re.fullmatch(r"(?:\S+@)?sha256:[0-9a-f]{64}", image):
         return f"{image} names no digest; write it as {image.split('@')[0]}@sha256:…"
     return ""
@@ -71,14 +71,14 @@ class ActionModule(ActionBase):
                 return "\n".join(lines) or "the pull ended without a word" if failed else ""
             time.sleep(INTERVAL)
 
-    def _copy(self, archive: str, checksum: str) -> str:
-        """The archive on the host, by way of the connecting user's own folder."""
-        target = f"{CACHE}/{checksum}.tar"
-        folder = self._make_tmp_path()
-        self._transfer_file(archive, folder + "image.tar")
-        self._sh(f"mkdir -p -m 0755 {CACHE} && mv {shlex.quote(folder + 'image.tar')} {target}")
-        self._remove_tmp_path(folder)
-        return target
+    def _copy(self, archive: str, checksum: str, task_vars: Any) -> str:
+        """The archive on the host."""
+        size = Path(archive).stat().st_size
+        file = {"root": CACHE, "path": f"{checksum}.tar", "source": archive, "size": size, "sha256": checksum}
+        sender = transfer(self, task_vars, f"{CACHE}/.arrived.json", "image")
+        files = [{**file, "unless": []}]
+        sender.send(files, sender.look(files, [], write=True))
+        return f"{CACHE}/{checksum}.tar"
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
@@ -109,7 +109,10 @@ class ActionModule(ActionBase):
             if not remote and not Path(archive).is_file():
                 return {**result, "failed": True, "msg": f"there is no file {archive} on the controller"}
             display.display(f"    {host}  loading {archive}")
-            place = archive if remote else self._copy(archive, checksum)
+            try:
+                place = archive if remote else self._copy(archive, checksum, task_vars)
+            except TransferError as error:
+                return {**result, "failed": True, "msg": f"{host}: {error}"}
             done = module(archive=place, load=True)
             if not remote:
                 self._sh(f"rm -f {place}")

@@ -13,7 +13,12 @@ from ansible_collections.modelhost.serving.plugins.action.validate_inventory imp
     variables_of,
     wiring,
 )
-from ansible_collections.modelhost.serving.plugins.module_utils import containers_validation, preflight
+from ansible_collections.modelhost.serving.plugins.module_utils import (
+    bundle_use,
+    containers_validation,
+    model_store,
+    preflight,
+)
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
 
 display = Display()
@@ -35,8 +40,9 @@ class ActionModule(ActionBase):
             return verdict(result, wrong, " in the inventory. Nothing was changed.", "", lambda _text: None)
         # Hosts that --limit left out were not looked at and are not judged.
         limited = task_vars.get("ansible_play_hosts_all") or []
-        members = [host for name in ("engines", "gateways", "clients") for host in groups.get(name, [])]
-        addresses = {host: str(hostvars[host].get("ansible_host") or host) for host in groups.get("gateways", [])}
+        members = [host for name in ("engines", "gateways", "clients", "mirrors") for host in groups.get(name, [])]
+        callers = [*groups.get("gateways", []), *groups.get("engines", [])]
+        addresses = {host: str(hostvars[host].get("ansible_host") or host) for host in callers}
         found = []
         for host in dict.fromkeys(members):
             if host not in limited:
@@ -46,8 +52,10 @@ class ActionModule(ActionBase):
                 # What is wired from others is judged at its source.
                 own, _broken = variables_of(hostvars, host, wiring())
                 probe, settings = variables["host_preflight_probe"], variables["host_preflight_settings"]
-                found += preflight.problems(host, probe, settings, own, groups, addresses)
+                weights = model_store.entries(groups, hostvars, host)
+                found += preflight.problems(host, probe, settings, own, groups, addresses, weights)
                 found += containers_validation.problems(host, own, groups, image_pins(), probe)
+                found += bundle_use.host_problems(host, probe, own, groups)
             elif "host_preflight_bare" in variables:
                 bare = variables["host_preflight_bare"]
                 found += preflight.bare_problems(host, bare["told"], bare["error"])

@@ -33,7 +33,8 @@ def image_problems(host: str, role: str, variables: Any) -> list[dict[str, Any]]
         fix = f"set what `sha256sum {archive}` prints"
         found.append(problem(host, f"{role}_image_archive_sha256", checksum or None, why, fix))
     remote = str(variables.get(f"{role}_image_archive_remote_src") or "").lower() in ("true", "yes", "1")
-    if archive and not remote and not Path(archive).is_file():
+    # A bundle holds what the archive held where it was built.
+    if archive and not remote and not variables.get("bundle") and not Path(archive).is_file():
         why = "the controller has no such file"
         fix = "name the archive that `docker save` wrote, or set "
         fix += f"{role}_image_archive_remote_src if it lies on the host"

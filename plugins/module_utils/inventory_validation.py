@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RENAMED: dict[str, str] = {}
 #: Names that other guides and roles use, with what does the same here.
 ELSEWHERE = {
+    "model_store_hub_endpoint": "set hf_mirror_sources: [{type: hub, url: …}], which takes several places",
+    "hf_endpoint": "set hf_mirror_sources: [{type: hub, url: …}]",
+    "hf_token": "set the key `token` of an item of hf_mirror_sources",
     "litellm_master_key": "remove it: no master key is usable here; users' keys come from litellm_users",
     "litellm_api_key": "remove it: each user gets a key of their own, see litellm_users",
     "litellm_config": "set litellm_extra_config for what no other variable of litellm covers",
@@ -56,6 +59,14 @@ WIRED = {
     "accelerator_cpu_containers": "remove it: it follows from vllm_runtime",
     "wiring_containers": "set vllm_runtime or litellm_runtime",
     "model_store_entries": "set vllm_instances, and vllm_models for models of your own",
+    "model_store_keep": "remove it: it follows from vllm_instances of the hosts in the group engines",
+    "hf_mirror_peers": "put the host that shall serve weights to others into the group mirrors",
+    "hf_mirror_serves": "put the host that shall serve weights to others into the group mirrors",
+    "hf_mirror_clients": "set hf_mirror_allowed_addresses",
+    "hf_mirror_models_dir": "set model_store_dir, which all roles use",
+    "wiring_bundle": "set bundle on the command line: -e bundle=/path",
+    "host_base_bundle": "set bundle on the command line: -e bundle=/path",
+    "hf_mirror_bundle_sources": "set bundle on the command line: -e bundle=/path",
     "serving_verify_backends": "set vllm_instances of the hosts in the group engines",
     "serving_verify_url": "set litellm_port or litellm_bind_address of the gateway",
     "claude_code_backends": "set vllm_instances of the hosts in the group engines",
@@ -67,7 +78,7 @@ WIRED = {
     "host_preflight_models_dir": "set model_store_dir",
 }
 #: Groups that mean something; hosts in none of them are left alone.
-GROUPS = ("engines", "gateways", "monitoring", "clients")
+GROUPS = ("engines", "gateways", "monitoring", "clients", "mirrors")
 
 #: Variables whose items other modules judge (vllm_validation, litellm_validation), so that nothing is said twice.
 JUDGED = ("vllm_instances", "litellm_users")
@@ -142,8 +153,9 @@ def advice(name: str) -> str:
     """What somebody who wrote this name should do, or nothing where it can only be a name of their own."""
     if name in RENAMED:
         return f"rename it to {RENAMED[name]}"
-    if name in ELSEWHERE:
-        return ELSEWHERE[name]
+    # HF_TOKEN is how the programs of others spell it.
+    if name.lower() in ELSEWHERE:
+        return ELSEWHERE[name.lower()]
     if name.startswith("vllm_"):
         # Flags with the role's prefix are what other roles take.
         flag = name.removeprefix("vllm_")

@@ -124,10 +124,12 @@ def sha256(path: str, passed=None) -> str:
                 passed(len(block))
 
 
-def git_blob(size: int) -> "hashlib._Hash":
+def git_blob(size: int) -> hashlib._Hash:
     """The hash that git makes of a file of this size; feed it the content. Small files of a hub are named by it."""
-    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if _KNOWS_PURPOSE else hashlib.sha1(
-        b"blob %d\0" % size
+    return (
+        hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        if _KNOWS_PURPOSE
+        else hashlib.sha1(b"blob %d\0" % size)
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.modelhost.serving.plugins.module_utils import (
     catalog,
+    model_store,
     preflight_capacity,
     preflight_docker,
     preflight_gpu,
@@ -244,7 +245,7 @@ def python_problems(
     host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
     """A Python that engines and gateways run on: the host's own, or one that uv fetches."""
-    if probe.get("deployed") or variables.get("host_base_python_mirror"):
+    if probe.get("deployed") or variables.get("host_base_python_mirror") or variables.get("bundle"):
         return []
     wanted = []
     kinds = set(runtime.of_engines(probe, variables).values())
@@ -374,6 +375,8 @@ def wanted_ports(host: str, variables: Any, groups: dict[str, list[str]]) -> lis
             ports.append((int(instance.get("port", 8000)), unit, f"vllm_instances[{index}].port"))
     if host in groups.get("gateways", []):
         ports.append((int(variables.get("litellm_port") or 4000), "litellm@main.service", "litellm_port"))
+    if host in groups.get("mirrors", []):
+        ports.append((int(variables.get("hf_mirror_port") or 8090), "hf-mirror.service", "hf_mirror_port"))
     return ports
 
 
@@ -383,7 +386,7 @@ def port_problems(host: str, probe: dict[str, Any], wanted: list[tuple[int, str,
     for port, unit, variable in wanted:
         for owner in probe["listeners"].get(str(port), []):
             ours = owner["unit"] == unit or (
-                not owner["process"] and owner["user"] == unit.split("@")[0] and unit in probe["active_units"]
+                not owner["process"] and owner["user"] == re.split("[@.]", unit)[0] and unit in probe["active_units"]
             )
             if not ours:
                 who = owner["unit"] or owner["process"] or "another program"
@@ -403,22 +406,23 @@ def port_problems(host: str, probe: dict[str, Any], wanted: list[tuple[int, str,
 def firewall_problems(
     host: str, probe: dict[str, Any], variables: Any, groups: dict[str, list[str]], addresses: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Firewalls in the way of those who shall reach a port. addresses: those of the gateways by name."""
+    """Firewalls in the way of those who shall reach a port. addresses: those of gateways and engines by name."""
     firewall = probe.get("firewall") or {}
     active = [name for name in ("ufw", "firewalld") if firewall.get(name) == "active"]
     if not active:
         return []
     found = []
-    gateways = [name for name in groups.get("gateways", []) if name != host]
     for port, unit, variable in wanted_ports(host, variables, groups):
-        gateway = unit.startswith("litellm@")
-        bind = str(variables.get("litellm_bind_address" if gateway else "vllm_bind_address") or "127.0.0.1")
+        service = variable.split("_port")[0] if not unit.startswith("vllm@") else "vllm"
+        gateway = service == "litellm"
+        callers = [name for name in groups.get("engines" if service == "hf_mirror" else "gateways", []) if name != host]
+        bind = str(variables.get(f"{service}_bind_address") or "127.0.0.1")
         if vllm_backends.is_loopback(bind) or any(first <= port <= last for first, last in firewall["open_ports"]):
             continue
-        sources = [] if gateway else [addresses.get(name, name) for name in gateways]
+        sources = [] if gateway else [addresses.get(name, name) for name in callers]
         if not gateway and not sources:
             continue
-        who = "clients" if gateway else ", ".join(gateways)
+        who = "clients" if gateway else ", ".join(callers)
         source = "<their network>" if gateway else sources[0]
         fixes = {
             "ufw": f"sudo ufw allow from {source} to any port {port} proto tcp",
@@ -432,9 +436,9 @@ def firewall_problems(
 
 
 def disk_problems(
-    host: str, probe: dict[str, Any], settings: dict[str, Any], variables: Any, groups: dict[str, list[str]]
+    host: str, probe: dict[str, Any], settings: dict[str, Any], weights: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Space on each mount for releases, caches and the weights that are not there yet."""
+    """Space on each mount for releases, caches and the weights (catalogue entries) that are not there yet."""
     least = float(settings["min_disk_gib"])
     models_dir = settings.get("models_dir") or "/var/lib/modelhost/models"
     needs: dict[str, dict[str, float]] = {}
@@ -446,14 +450,11 @@ def disk_problems(
     place = probe["disk"].get(models_dir) or next(
         (space for path, space in probe["disk"].items() if models_dir.startswith(path)), None
     )
-    if host in groups.get("engines", []) and place:
-        entries = catalog.entries(variables.get("vllm_models") or [])
-        for instance in variables.get("vllm_instances") or []:
-            entry = vllm_flags.resolve(instance, entries)
-            there = (probe.get("paths") or {}).get(vllm_flags.model_path(entry, models_dir)) or {}
-            missing = float(entry.get("weights_gib") or 0) - there.get("safetensors_bytes", 0) / GIB
-            if "repo" in entry["source"] and missing > 0:
-                needs[place["mount"]][f"weights of {entry['id']}"] = missing
+    for item in model_store.models(weights, models_dir):
+        there = (probe.get("paths") or {}).get(item["path"]) or {}
+        missing = item["weights_bytes"] - there.get("safetensors_bytes", 0) - there.get("elsewhere_bytes", 0)
+        if place and missing > 0:
+            needs[place["mount"]][f"weights of {item['id']}"] = missing / GIB
     found = []
     for mount, parts in needs.items():
         space = next(item for item in probe["disk"].values() if item["mount"] == mount)
@@ -489,8 +490,13 @@ def problems(
     variables: Any,
     groups: dict[str, list[str]],
     addresses: dict[str, str] | None = None,
+    weights: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Everything that stands against this host. addresses: those of the gateways, by name."""
+    """Everything that stands against this host.
+
+    addresses: those of gateways and engines, by name. weights: the catalogue entries whose weights shall lie here, if
+    those are not just the ones of its own engines.
+    """
     found = platform_problems(host, probe, variables, groups)
     found += package_problems(host, probe, variables, groups) + network_problems(host, probe, variables)
     if serves(host, groups):
@@ -503,4 +509,6 @@ def problems(
     found += firewall_problems(host, probe, variables, groups, addresses or {})
     if host in groups.get("clients", []):
         found += account_problems(host, probe, variables)
-    return found + disk_problems(host, probe, settings, variables, groups)
+    if weights is None:
+        weights = model_store.of_host(variables) if host in groups.get("engines", []) else []
+    return found + disk_problems(host, probe, settings, weights)

@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.modelhost.serving.plugins.module_utils import (
+    bundle_use,
     containers_validation,
     docker_engine_validation,
+    hf_mirror_validation,
     host_base_validation,
     inventory_validation,
     litellm_validation,
@@ -39,8 +41,10 @@ def check(
     found += vllm_validation.problems(sound, groups, versions)
     found += litellm_validation.problems(sound, groups)
     for host, variables in sound.items():
+        found += bundle_use.problems(host, variables)
         found += host_base_validation.problems(host, variables)
         found += docker_engine_validation.problems(host, variables)
+        found += hf_mirror_validation.problems(host, variables, groups)
         found += containers_validation.problems(host, variables, groups, versions)
     found += gateway_problems(sound, groups)
     found += client_problems(sound, groups, versions)

@@ -373,7 +373,9 @@ def effective_instance(
             **{key: str(value) for key, value in (release_environment or {}).items() if runtime == "venv"},
             **{key: str(value) for key, value in (environment or {}).items()},
             **host_environment,
-            **{key: str(value) for key, value in (entry.get("environment") or {}).items()},
+            **{
+                key: str(value).replace("{model_path}", path) for key, value in (entry.get("environment") or {}).items()
+            },
             **{key: str(value) for key, value in (instance.get("environment") or {}).items()},
             **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, instance["devices"]))} if instance.get("devices") else {}),
             "VLLM_ENGINE_READY_TIMEOUT_S": str(seconds),

@@ -67,6 +67,11 @@ options:
     choices: [present, absent]
     type: str
     default: present
+  bundled:
+    description: The repository's packages come from a bundle in this run. Nothing is fetched, and all that is written
+      down is that a later run may find the key out of reach.
+    type: bool
+    default: false
   environment_file:
     description: File with lines C(export NAME=value) that give proxies and CA certificates. It may be missing.
     type: path
@@ -116,6 +121,10 @@ MOST = 1024 * 1024
 
 class BadKeyError(Exception):
     """What is wrong with a key, as a sentence."""
+
+
+class OutOfReachError(BadKeyError):
+    """Nobody could be asked for it."""
 
 
 def environment(text: str) -> dict:
@@ -213,9 +222,9 @@ def download(url: str, settings: dict) -> bytes:
     except urllib.error.HTTPError as error:
         raise BadKeyError("%s answered %s %s" % (masked(url), error.code, error.reason)) from error
     except urllib.error.URLError as error:
-        raise BadKeyError(unreachable(url, error.reason)) from error
+        raise OutOfReachError(unreachable(url, error.reason)) from error
     except (OSError, ValueError) as error:
-        raise BadKeyError(unreachable(url, error)) from error
+        raise OutOfReachError(unreachable(url, error)) from error
 
 
 def unreachable(url: str, why: object) -> str:
@@ -293,6 +302,11 @@ def update_needed(module: AnsibleModule, source: str) -> bool:
     return not all(os.path.exists(path) for path in lists) or os.path.getmtime(os.path.dirname(lists[0])) < written
 
 
+def mark(keyring: str) -> str:
+    """Stands for a repository whose packages came from a bundle."""
+    return keyring + ".bundled"
+
+
 def present(module: AnsibleModule, source: str, keyring: str) -> None:
     """The state `present`."""
     params, result = module.params, {"source": source, "keyring": keyring, "changed": False}
@@ -324,6 +338,9 @@ def present(module: AnsibleModule, source: str, keyring: str) -> None:
             binary, keys = gpg.keyring(data)
             checked(keys, wanted, masked(where), data)
         except BadKeyError as error:
+            if isinstance(error, OutOfReachError) and os.path.exists(mark(keyring)):
+                module.warn("%s. Its packages came from a bundle and stay as they are" % error)
+                module.exit_json(fingerprints=[], update_needed=False, **result)
             module.fail_json(msg=str(error), **result)
         except OSError as error:
             module.fail_json(msg="%s: %s" % (where, error), **result)
@@ -374,6 +391,7 @@ def main() -> None:
             "key_path": {"type": "path", "no_log": False},
             "fingerprints": texts,
             "state": {"choices": ["present", "absent"], "default": "present"},
+            "bundled": {"type": "bool", "default": False},
             "environment_file": {"type": "path", "default": "/etc/modelhost/download.env"},
             "apt_dir": {"type": "path", "default": "/etc/apt"},
         },
@@ -383,9 +401,12 @@ def main() -> None:
     source = os.path.join(module.params["apt_dir"], "sources.list.d", name + ".sources")
     keyring = os.path.join(module.params["apt_dir"], "keyrings", name + ".gpg")
     if module.params["state"] == "present":
+        if module.params["bundled"]:
+            write(module, mark(keyring), b"")
+            module.exit_json(changed=False, source=source, keyring=keyring, fingerprints=[], update_needed=False)
         present(module, source, keyring)
     # The source first: what is left of an interrupted run is a keyring that nothing refers to.
-    there = [path for path in (source, keyring) if os.path.exists(path)]
+    there = [path for path in (source, keyring, mark(keyring)) if os.path.exists(path)]
     if not module.check_mode:
         for path in there:
             os.unlink(path)

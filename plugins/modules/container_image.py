@@ -33,7 +33,7 @@ options:
     default: present
   image:
     description: A reference with a digest (C(docker.io/vllm/vllm-openai@sha256:…)), or the id (C(sha256:…)) of an image
-      that the host has. Empty where O(archive) is set.
+      that the host has. Beside O(archive) it says what that holds, so that it is found by either.
     type: str
     default: ""
   archive:
@@ -172,22 +172,23 @@ def main():
     component, image, archive, checksum = (
         module.params[name] for name in ("component", "image", "archive", "archive_sha256")
     )
-    key = checksum if archive else image
+    keys = ([checksum] if archive else []) + ([image] if image else [])
     if module.params["state"] == "absent":
         module.exit_json(changed=remove(module, component), id="")
     if not module.get_bin_path(DOCKER):
         if module.check_mode:
             module.exit_json(changed=True, id="")
         module.fail_json(msg="this host has no docker command; the role docker_engine installs it")
-    # An archive may have been loaded for another component.
-    known = next(map(remembered, glob.glob(marker("*", key))), "") if archive else image
-    found = id_of(module, known) if known else ""
+    # What was loaded may have been for another component, and has lost the name that it had in its registry.
+    known = [remembered(path) for key in keys for path in glob.glob(marker("*", key))]
+    found = next(filter(None, (id_of(module, name) for name in known + [image] if name)), "")
     loads = not found and module.params["load"]
     if loads and not module.check_mode:
         found = load(module, archive, checksum)
     # What was there before is somebody else's.
     if found and (loads or module.params["pulled"]) and not module.check_mode:
-        remember(component, key, found)
+        for key in keys:
+            remember(component, key, found)
     module.exit_json(changed=loads, id=found)
 
 

@@ -532,7 +532,33 @@ def model_folder(path):
         "config": config if isinstance(config, dict) else None,
         "safetensors_bytes": sum(os.path.getsize(name) for name in weights if os.path.isfile(name)),
         "readable": all(open_to_all(name) for name in [ROOT + path + "/config.json"] + weights[:1]),
+        "elsewhere_bytes": 0 if weights else elsewhere(path),
     }
+
+
+#: Where weights for <store>/<org>/<repo>/<revision> may lie beside their place: on their way, or fetched by hand.
+ELSEWHERE = (
+    "{store}/.staging/{org}/{repo}/{revision}/*.safetensors*",
+    "{store}/.incoming/{org}/{repo}/{revision}/*.safetensors",
+    "{home}/.cache/huggingface/hub/models--{org}--{repo}/snapshots/*/*.safetensors",
+    "{home}/.cache/modelscope/hub/{org}/{repo}/*.safetensors",
+    "{home}/.cache/modelscope/hub/models/{org}/{repo}/*.safetensors",
+)
+
+
+def elsewhere(path):
+    """Bytes of weights that need no more space, or will be linked: the fullest folder that may hold these."""
+    parts = path.rstrip("/").rsplit("/", 3)
+    if len(parts) < 4:
+        return 0
+    words = {key: glob.escape(part) for key, part in zip(("store", "org", "repo", "revision"), parts)}
+    sizes: dict = {}
+    for pattern in ELSEWHERE:
+        for home in ("/root", "/home/*"):
+            for name in glob.glob(glob.escape(ROOT) + pattern.format(home=home, **words)):
+                folder = os.path.dirname(name)
+                sizes.setdefault(folder, {})[os.path.realpath(name)] = os.path.getsize(name)
+    return max([sum(files.values()) for files in sizes.values()] or [0])
 
 
 def open_to_all(path):

@@ -304,3 +304,25 @@ def test_mistakes_are_told(host: Host, keys: tuple[Key, Key], options: dict[str,
     assert why in result["msg"]
     assert "geheim" not in result["msg"]
     assert not host.files()
+
+
+def test_packages_from_a_bundle(host: Host, server: Server, keys: tuple[Key, Key]) -> None:
+    """Nothing is asked, and a later run without it passes where the key is out of reach, but not with a wrong key."""
+    out_of_reach: dict[str, Any] = {"key_url": "http://127.0.0.1:1/gpg", "fingerprints": [keys[0].fingerprint]}
+    assert "127.0.0.1:1" in host.run(**out_of_reach)["msg"]
+    assert not host.run(**out_of_reach, bundled=True, check=True)["changed"]
+    assert host.run(**out_of_reach)["failed"]
+    bundled = host.run(**out_of_reach, bundled=True)
+    assert not bundled["changed"]
+    assert not bundled["update_needed"]
+    assert not host.files()
+    later = host.run(**out_of_reach)
+    assert not later["changed"]
+    assert not later["update_needed"]
+    assert "came from a bundle" in str(later["warnings"])
+    server.content["/gpg"] = keys[1].binary
+    assert "fingerprint" in host.run(key_url=f"{server.url}/gpg", fingerprints=[keys[0].fingerprint])["msg"]
+    server.content["/gpg"] = keys[0].binary
+    assert host.run(key_url=f"{server.url}/gpg", fingerprints=[keys[0].fingerprint])["changed"]
+    assert host.run(state="absent")["changed"]
+    assert list((host.path / "keyrings").iterdir()) == []

@@ -546,7 +546,8 @@ def test_a_login_of_roots_is_used(daemon: Daemon, tmp_path: Path) -> None:
     [
         ("", "", "", "neither"),
         ("vllm/vllm-openai:v0.32.0", "", "", "names no digest"),
-        (f"vllm/vllm-openai@{DIGEST}", "/x.tar", "a" * 64, "leave one of them out"),
+        (f"vllm/vllm-openai@{DIGEST}", "/x.tar", "a" * 64, ""),
+        ("vllm/vllm-openai:v0.32.0", "/x.tar", "a" * 64, "names no digest"),
         ("", "/x.tar", "", "needs `archive_sha256`"),
         ("", "/x.tar", "a" * 64, ""),
         (DIGEST, "", "", ""),
@@ -572,9 +573,9 @@ elif sys.argv[1:3] == ["image", "inspect"]:
 """
 
 
-def load(tmp_path: Path, says: str, checksum: str = "") -> dict[str, Any]:
+def load(tmp_path: Path, says: str, checksum: str = "", docker: str = LOADING_DOCKER, **more: Any) -> dict[str, Any]:
     """Run the module's `load` with a docker command that stands in."""
-    (tmp_path / "docker").write_text(LOADING_DOCKER)
+    (tmp_path / "docker").write_text(docker)
     (tmp_path / "docker").chmod(0o755)
     (tmp_path / "says").write_text(says)
     archive = tmp_path / "image.tar"
@@ -583,7 +584,7 @@ def load(tmp_path: Path, says: str, checksum: str = "") -> dict[str, Any]:
     source = (ROOT / "plugins" / "modules" / "container_image.py").read_text()
     module = tmp_path / "container_image.py"
     module.write_text(source.replace("/var/lib/modelhost/images", str(tmp_path / "kept")))
-    arguments = {"component": "vllm", "archive": str(archive), "archive_sha256": wanted, "load": True}
+    arguments = {"component": "vllm", "archive": str(archive), "archive_sha256": wanted, "load": True, **more}
     done = subprocess.run(
         [sys.executable, str(module)],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
@@ -604,6 +605,20 @@ def test_an_archive_is_loaded_once_and_only_with_the_right_checksum(tmp_path: Pa
     assert (first["changed"], first["id"]) == (True, "sha256:" + "b" * 64)
     second = load(tmp_path, "Loaded image: modelhost-test/engine:1")
     assert (second["changed"], second["id"]) == (False, first["id"])
+
+
+def test_an_image_is_found_by_its_reference_after_its_archive_was_loaded(tmp_path: Path) -> None:
+    """docker load forgets the digest by which a registry knows an image; a later run names nothing else."""
+    reference = f"vllm/vllm-openai@{DIGEST}"
+    # The stand-in knows every reference once it has loaded something, as Docker does not.
+    stubborn = LOADING_DOCKER.replace(
+        "if not os.path.exists(have)", f"if not os.path.exists(have) or '{reference}' in sys.argv"
+    )
+    assert stubborn != LOADING_DOCKER
+    first = load(tmp_path, "Loaded image ID: sha256:" + "b" * 64, docker=stubborn, image=reference)
+    assert (first["changed"], first["id"]) == (True, "sha256:" + "b" * 64)
+    later = load(tmp_path, "", docker=stubborn, image=reference, archive="", archive_sha256="", load=False)
+    assert (later["changed"], later["id"]) == (False, first["id"])
 
 
 def test_an_archive_of_several_images_is_refused(tmp_path: Path) -> None:

@@ -438,8 +438,21 @@ def test_a_folder_of_weights(root: Path, tmp_path: Path) -> None:
         "exists": False,
         "config": None,
         "safetensors_bytes": 0,
+        "elsewhere_bytes": 0,
         "readable": False,
     }
+
+
+def test_weights_that_are_on_their_way_or_in_a_cache_need_no_more_space(root: Path) -> None:
+    place = "/srv/models/Org/Own/" + "a" * 40
+    cache = "/home/alice/.cache/huggingface/hub/models--Org--Own/snapshots/" + "c" * 40
+    plant(root, {cache + "/model-1.safetensors": "1234567", cache + "/model-2.safetensors": "12"})
+    assert host_probe.model_folder(place)["elsewhere_bytes"] == 9
+    staged = place.replace("/Org/", "/.staging/Org/")
+    plant(root, {staged + "/model-1.safetensors": "1234567", staged + "/model-2.safetensors.part": "123456"})
+    assert host_probe.model_folder(place)["elsewhere_bytes"] == 13
+    plant(root, {place + "/model-1.safetensors": "1234567"})
+    assert host_probe.model_folder(place)["elsewhere_bytes"] == 0
 
 
 def test_a_folder_that_only_root_may_enter(root: Path) -> None:

@@ -129,7 +129,9 @@ GOLDEN: dict[tuple[str, str], dict[str, Any]] = {
         "kv_cache_dtype": None,
         "tool_call_parser": "openai",
         "reasoning_parser": "openai_gptoss",
-        "TIKTOKEN_ENCODINGS_BASE": "/var/lib/modelhost/models/openai/harmony",
+        "TIKTOKEN_ENCODINGS_BASE": (
+            "/var/lib/modelhost/models/openai/gpt-oss-20b/6cee5e81ee83917806bbde320786a8fb61efebee/tiktoken"
+        ),
     },
 }
 

@@ -832,6 +832,24 @@ def test_a_firewall_between_engine_and_gateway() -> None:
     )
 
 
+def test_a_mirror_has_a_port_a_firewall_and_a_disk() -> None:
+    groups = {"engines": ["gpu1"], "mirrors": ["box"]}
+    site = {"vllm_instances": [], "hf_mirror_bind_address": "10.0.0.5"}
+    taken = {"listeners": {"8090": [{"address": "0.0.0.0", "process": "nexus", "unit": "", "user": "nexus"}]}}
+    assert "hf_mirror_port = 8090\nport 8090 is taken on this host: nexus" in judge(taken, site, groups)
+    closed = {"firewall": {"ufw": "active", "firewalld": "absent", "open_ports": []}}
+    assert judge(closed, site, groups, addresses={"gpu1": "10.0.0.12"}) == (
+        "warning: box: hf_mirror_port = 8090\n"
+        "ufw may not let gpu1 reach this port\n"
+        "→ unless a rule of yours does already: sudo ufw allow from 10.0.0.12 to any port 8090 proto tcp"
+    )
+    own = {"id": "own", "source": {"repo": "Org/Own", "revision": "a" * 40}, "weights_gib": 4000}
+    assert "4000.0 GiB for weights of own" in judge({}, site, groups, weights=[own])
+    path = "/var/lib/modelhost/models/Org/Own/" + "a" * 40
+    cached = {"paths": {path: {"safetensors_bytes": 0, "elsewhere_bytes": 4000 * 2**30}}}
+    assert judge(cached, site, groups, weights=[own]) == ""
+
+
 def test_the_cuda_of_the_lock_has_a_driver() -> None:
     assert preflight_gpu.cuda_major() in preflight_gpu.DRIVERS
 

@@ -283,7 +283,9 @@ def test_every_catalogue_entry_may_be_asked_for() -> None:
 def test_what_replaces_a_wired_variable_is_a_variable() -> None:
     assert set(wiring()) <= set(inventory_validation.WIRED)
     for fix in inventory_validation.WIRED.values():
-        assert any(name in fix for name in (*inventory_validation.options(), "group gateways", "remove it")), fix
+        assert any(
+            name in fix for name in (*inventory_validation.options(), "group gateways", "group mirrors", "remove it")
+        ), fix
 
 
 def test_flags_that_are_gone_are_gone_and_their_replacements_exist() -> None:
