@@ -49,7 +49,7 @@ def option_problems(host: str, variables: Any) -> list[dict[str, Any]]:
     if not isinstance(options, dict):
         return []
     found = []
-    for key in sorted(options):
+    for key in sorted(options, key=str):
         name = f"docker_engine_daemon_options.{key}"
         if key in OWN:
             why, fix = "this key has a variable of its own", f"set {OWN[key]}"
