@@ -8,7 +8,6 @@ else with 1 and one line for each model on stderr. Interrupted at any point, it 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from . import job as jobs
@@ -23,8 +22,6 @@ def main() -> int:
     parser.add_argument("command", choices=("stage", "verify"))
     parser.add_argument("job")
     arguments = parser.parse_args()
-    # The client's own warnings name URLs, and those of S3 are signed.
-    os.environ["HF_HUB_VERBOSITY"] = "error"
     status = Status(arguments.status, arguments.command)
     try:
         job = jobs.read(arguments.job)

@@ -7,7 +7,6 @@ Prints in JSON what `stage` would download and from where. Asks the sources for 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import types
 
@@ -29,15 +28,14 @@ def look(wanted: dict, model: dict, origins: list) -> dict:
     elif wanted["adopt_mode"] != "never":
         places = [*wanted["adopt"], wanted["store"]]
         found.local = adopt.candidates(places, model, [item.entry() for item in found.files])
-    need = stage.missing({**wanted, "adopt_mode": "auto"}, found)
     files = [item for item in found.files if item.path not in found.local]
+    need = sum(stage.absent(wanted, model, item) for item in files)
     local = sum(item.size for item in found.files if item.path in found.local)
     return {**result, "source": found.source, "files": len(files), "bytes": need, "local_bytes": local}
 
 
 def main() -> None:
     """Entry point."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     wanted = {**job.read(sys.argv[1]), "retries": 0}
     origins = sources.make(wanted["sources"])
     print(json.dumps([look(wanted, model, origins) for model in wanted["models"]]))

@@ -50,11 +50,16 @@ class Direct(Source):
         return self.url, {}
 
 
-def free(path: str) -> int:
-    """Bytes that are free where this path lies, for root as for others."""
+def existing(path: str) -> str:
+    """The path, or the nearest folder above that is there."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
-    place = os.statvfs(path)
+    return path
+
+
+def free(path: str) -> int:
+    """Bytes that are free where this path lies, for root as for others."""
+    place = os.statvfs(existing(path))
     return place.f_bavail * place.f_frsize
 
 

@@ -23,8 +23,11 @@ def read(path: str) -> dict:
     with open(path, encoding="utf-8") as handle:
         job = {**DEFAULTS, **json.load(handle)}
     if "sources_file" in job:
-        with open(job["sources_file"], encoding="utf-8") as handle:
-            job["sources"] = json.load(handle)
+        try:
+            with open(job["sources_file"], encoding="utf-8") as handle:
+                job["sources"] = json.load(handle)
+        except FileNotFoundError as error:
+            raise JobError("%s is missing: the role hf_mirror writes it" % job["sources_file"]) from error
     for key in NUMBERS:
         job[key] = int(job[key])
     for key in ("store", "models", "sources"):

@@ -258,6 +258,8 @@ def files_of(found: dict) -> list:
 def make(items: list) -> list:
     """Sources of a job, in order. What is `direct` is reached without the host's proxy."""
     if any(item["type"] != "folder" for item in items):
+        # Its own warnings name URLs, and those of S3 are signed.
+        os.environ["HF_HUB_VERBOSITY"] = "error"
         from . import client
 
         client.use()

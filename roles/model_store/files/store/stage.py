@@ -9,7 +9,7 @@ import os
 import time
 
 from . import adopt, manifest, plan, sources
-from .fetch import NO_ROOM, Full, Known, Run, drop_parts, free, gib, remove, size_of
+from .fetch import NO_ROOM, Full, Known, Run, drop_parts, existing, free, gib, remove, size_of
 from .job import JobError, staging
 from .plan import File
 
@@ -120,16 +120,20 @@ def look_up(job: dict, model: dict, origins: list, status) -> Plan:
     )
 
 
+def absent(job: dict, model: dict, file) -> int:
+    """Bytes of a file that an earlier run has not brought yet."""
+    path = os.path.join(staging(job, model), file.path)
+    return 0 if os.path.exists(path) else max(0, file.size - size_of(path + ".part"))
+
+
 def missing(job: dict, item: Plan) -> int:
     """Bytes that still need room on the disk."""
-    folder = staging(job, item.model)
+    disk = os.stat(existing(job["store"])).st_dev
     need = 0
     for file in item.files:
-        path = os.path.join(folder, file.path)
-        # What is found on this host is linked or cloned, unless it has to be copied.
-        linked = file.path in item.local and job["adopt_mode"] != "copy"
-        if not linked and not os.path.exists(path):
-            need += max(0, file.size - size_of(path + ".part"))
+        # What lies on the same disk is linked or cloned, unless it has to be copied.
+        near = any(os.stat(copy).st_dev == disk for copy in item.local.get(file.path, ()))
+        need += 0 if near and job["adopt_mode"] != "copy" else absent(job, item.model, file)
     return need
 
 
