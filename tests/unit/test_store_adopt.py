@@ -300,3 +300,18 @@ def test_a_copy_leaves_the_reserve_free(world: World, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("name", ["adopt", "verify"])
 def test_it_has_only_what_python_3_8_knows(name: str) -> None:
     ast.parse((ROOT / f"roles/model_store/files/store/{name}.py").read_text(), feature_version=(3, 8))
+
+
+def test_caches_that_services_are_told_to_use_are_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm.service").write_text(
+        '[Service]\nEnvironment=HF_HOME=/data/hf "HF_HUB_CACHE=/data/cache"\nEnvironment=OLD_HF_HOME=/no\n'
+    )
+    (tmp_path / "environment").write_text("MODELSCOPE_CACHE='/data/[ms]'\n")
+    monkeypatch.setattr(adopt, "SETTINGS", (f"{tmp_path}/*.service", f"{tmp_path}/environment", f"{tmp_path}/none"))
+    adopt.configured.cache_clear()
+    try:
+        assert adopt.configured() == ("/data/hf", "/data/cache", "/data/[[]ms]")
+    finally:
+        adopt.configured.cache_clear()

@@ -66,6 +66,21 @@ def running() -> tuple:
     return tuple(sorted(found))
 
 
+#: Files in which people tell services where their caches are.
+SETTINGS = ("/etc/environment", "/etc/default/*", "/etc/profile.d/*", "/etc/systemd/system/*.service",
+            "/etc/systemd/system/*.service.d/*.conf")  # fmt: skip
+CACHE = re.compile(r"\b(?:HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|MODELSCOPE_CACHE)=[\"']?(/[^\s\"']+)")
+
+
+@functools.lru_cache(maxsize=1)
+def configured() -> tuple:
+    """Caches that this host's services are told to use, such as by Environment=HF_HOME=/data/hf in a unit."""
+    found = {}
+    for path in [path for pattern in SETTINGS for path in sorted(glob.glob(pattern))]:
+        found.update(dict.fromkeys(glob.escape(name) for name in CACHE.findall(_text(path))))
+    return tuple(found)
+
+
 def _expand(places: list) -> list:
     """Places that exist: [(path, whether exactly this one was named)]."""
     found: dict = {}

@@ -20,6 +20,8 @@ def read(path: str) -> dict:
 
     `sources` may lie in a file of their own, `sources_file`, since they hold secrets.
     """
+    from . import adopt
+
     with open(path, encoding="utf-8") as handle:
         job = {**DEFAULTS, **json.load(handle)}
     if "sources_file" in job:
@@ -30,6 +32,7 @@ def read(path: str) -> dict:
             raise JobError("%s is missing: the role hf_mirror writes it" % job["sources_file"]) from error
     for key in NUMBERS:
         job[key] = int(job[key])
+    job["adopt"] = [] if job["adopt_mode"] == "never" else [*job["adopt"], *adopt.configured()]
     for key in ("store", "models", "sources"):
         if key not in job:
             raise JobError("%s: the key %r is missing" % (path, key))

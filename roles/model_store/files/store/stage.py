@@ -97,8 +97,7 @@ def look_up(job: dict, model: dict, origins: list, status) -> Plan:
             source.gone = str(error)
         reasons.append("%s: %s" % (source, error))
         status.say("%s: %s" % (model["id"], reasons[-1]))
-    places = job["adopt"] if job["adopt_mode"] != "never" else []
-    for where in ([*places, job["store"]], [model["path"]]):
+    for where in ([*job["adopt"], job["store"]], [model["path"]]):
         found = adopt.listing(where, model)
         # Without hashes only what lies under the final path counts: root put it there, with an earlier release.
         if found and (found[1] != "recorded" or where == [model["path"]]):
