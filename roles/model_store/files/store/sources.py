@@ -63,7 +63,11 @@ def explain(error: BaseException) -> SourceError:
 
 
 class Source:
-    """One item of hf_mirror_sources."""
+    """One item of hf_mirror_sources.
+
+    `listing(model)`: all files of a model, or SourceError. `request(model, path)`: URL and headers for one of them; folders
+    have none.
+    """
 
     #: What the manifest says of the hashes that this kind of source names.
     verified = "manifest"
@@ -76,14 +80,6 @@ class Source:
 
     def __str__(self) -> str:
         return "%s %s" % (self.item["type"], clean(self.url))
-
-    def listing(self, model: dict) -> list:
-        """All files of a model. Raises SourceError."""
-        raise NotImplementedError
-
-    def request(self, model: dict, path: str) -> tuple:
-        """URL and headers with which one file can be had."""
-        raise NotImplementedError
 
     def _json(self, url: str, headers: dict):
         from huggingface_hub.utils import get_session, hf_raise_for_status
