@@ -349,6 +349,27 @@ def vllm_service(inputs: Inputs, item: dict[str, Any], key: str) -> dict[str, An
     }
 
 
+#: Beside its place and renamed, so that an incomplete model is never there; what was fetched is not fetched again.
+FETCH = """
+import hashlib, json, os, sys, urllib.request
+from huggingface_hub import snapshot_download
+
+repo, revision, path, extra = sys.argv[1:]
+if not os.path.isdir(path):
+    part = path + ".partial"
+    snapshot_download(repo, revision=revision, local_dir=part, ignore_patterns=["*.pth", "*.bin", "original/*"])
+    for item in json.loads(extra):
+        with urllib.request.urlopen(item["url"]) as answer:
+            content = answer.read()
+        if hashlib.sha256(content).hexdigest() != item["sha256"]:
+            sys.exit(item["url"] + " is not the file that it should be")
+        os.makedirs(os.path.dirname(os.path.join(part, item["path"])), exist_ok=True)
+        with open(os.path.join(part, item["path"]), "wb") as handle:
+            handle.write(content)
+    os.rename(part, path)
+"""
+
+
 def weights_service(inputs: Inputs, item: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | None:
     """Brings a model to the host, with the engine's image: `docker compose run --rm weights-<name>`."""
     source, folder, path = entry["source"], inputs.engine["vllm_models_dir"], item["model_path"]
@@ -366,16 +387,10 @@ def weights_service(inputs: Inputs, item: dict[str, Any], entry: dict[str, Any])
         return {**service, "entrypoint": ["python3", "-B", "/build/build.py"], "command": [path]}
     if "repo" not in source:
         return None
-    # Beside its place and renamed, so that an incomplete model is never there; what was fetched is not fetched again.
-    fetch = (
-        "import os, sys; from huggingface_hub import snapshot_download as get; repo, revision, path = sys.argv[1:]; "
-        "os.path.isdir(path) or (get(repo, revision=revision, local_dir=path + '.partial', "
-        "ignore_patterns=['*.pth', '*.bin', 'original/*']), os.rename(path + '.partial', path))"
-    )
     return {
         **service,
-        "entrypoint": ["python3", "-c", fetch],
-        "command": [source["repo"], source["revision"], path],
+        "entrypoint": ["python3", "-c", FETCH],
+        "command": [source["repo"], source["revision"], path, escaped(json.dumps(source.get("extra_files", [])))],
         "environment": {
             "HOME": "/tmp",
             "HF_ENDPOINT": "${HF_ENDPOINT:-https://huggingface.co}",

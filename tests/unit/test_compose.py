@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from ansible_collections.modelhost.serving.plugins.action.compose_project import kind_of, values_of
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin
 from ansible_collections.modelhost.serving.plugins.module_utils import catalog, compose, hardware, vllm_flags
+from store_world import REPO, World
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = {"engine": "docker.io/example/engine:1@sha256:" + "a" * 64, "gateway": "docker.io/example/gateway:1"}
@@ -511,3 +513,30 @@ def test_a_broken_inventory_is_refused_before_anything_is_written(tmp_path: Path
     assert small.returncode != 0
     assert "GiB weights" in small.stdout + small.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_come_with_the_files_that_no_hub_has(tmp_path: Path) -> None:
+    """The program of the service `weights-<name>`, with the real client."""
+    with World(tmp_path) as world:
+        url = f"{world.hub.url}/{REPO}/resolve/{world.revision}/README.md"
+        extra = {"path": "more/words.txt", "url": url, "size": 10, "sha256": "0" * 64}
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": world.hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+        }
+
+        def fetch() -> int:
+            command = [sys.executable, "-c", compose.FETCH, REPO, world.revision, str(tmp_path / "model")]
+            return subprocess.run([*command, json.dumps([extra])], env=environment, check=False).returncode
+
+        assert fetch() != 0, "a file with another hash"
+        assert not (tmp_path / "model").exists()
+        extra["sha256"] = hashlib.sha256(world.content["README.md"]).hexdigest()
+        assert fetch() == 0
+        assert (tmp_path / "model/more/words.txt").read_bytes() == world.content["README.md"]
+        assert (tmp_path / "model/config.json").read_bytes() == world.content["config.json"]
+        world.hub.clear()
+        assert fetch() == 0
+        assert world.hub.requests == []
