@@ -115,7 +115,7 @@ class ActionModule(ActionBase):
                 return {**result, "failed": True, "msg": f"{host}: {error}"}
             done = module(archive=place, load=True)
             if not remote:
-                self._sh(f"rm -f {place}")
+                self._sh(f"rm -f {place} {CACHE}/.arrived.json {CACHE}/.arrived.json.lock")
             return {**result, **done}
         if image.startswith("sha256:"):
             why = "this host has no image of this id; load it there (`docker load`), or name one that can be pulled"
