@@ -250,11 +250,14 @@ def mend(run: Run, model: dict, paths: list) -> None:
 
 def repair(job: dict, model: dict, paths: list, status) -> None:
     """The same for `verify`. Raises Failed with what every source said."""
-    with alone(job, model, status):
-        try:
-            mend(Run(job, status, sources.make(job["sources"])), model, paths)
-        except (sources.SourceError, Full) as error:
-            raise Failed("%s: %s" % (model["id"], error)) from error
+    run = Run(job, status, sources.make(job["sources"]))
+    try:
+        with alone(job, model, status):
+            mend(run, model, paths)
+    except (sources.SourceError, Full) as error:
+        raise Failed("%s: %s" % (model["id"], error)) from error
+    finally:
+        run.stop.set()
 
 
 def stage_one(run: Run, item: Plan | None, model: dict) -> None:
