@@ -65,8 +65,8 @@ def explain(error: BaseException) -> SourceError:
 class Source:
     """One item of hf_mirror_sources.
 
-    `listing(model)`: all files of a model, or SourceError. `request(model, path)`: URL and headers for one of them; folders
-    have none.
+    `listing(model)`: all files of a model, or SourceError. `request(model, path)`: URL and headers for one of them;
+    folders have none.
     """
 
     #: What the manifest says of the hashes that this kind of source names.
