@@ -655,7 +655,8 @@ def place(
     )
     if kind == "cuda":
         result["gpu_memory_utilization"] = utilization
-    if kind == "cpu" and not problem and (len(machine["devices"]) > 1 or machine.get("reserved_cores") is not None):
+    bound = len(machine["devices"]) > 1 or machine.get("reserved_cores") is not None or machine.get("cpu_quota")
+    if kind == "cpu" and not problem and bound:
         result["omp_threads_bind"] = threads_bind(devices, machine.get("reserved_cores"))
     return {**result, **(speed(machine, entry, size, stages, kinds, wish) if not problem else {})}
 

@@ -330,6 +330,7 @@ def vllm_service(inputs: Inputs, item: dict[str, Any], key: str) -> dict[str, An
     volumes += [bind(escaped(path), path) for path in named if not path.startswith(f"{vllm_flags.SHARE}/")]
     own = engine_environment()
     volumes += [volume("engine-state", own["HOME"]), volume("engine-cache", own["VLLM_CACHE_ROOT"])]
+    volumes += [{"type": "tmpfs", "target": path, "tmpfs": {"size": 4096}} for path in item["hidden_paths"]]
     total = int((inputs.facts.get("memory") or {}).get("total") or 0)
     return {
         **common(inputs.images["engine"]),

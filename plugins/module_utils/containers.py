@@ -39,6 +39,11 @@ def mount(path: str, read_only: bool = True) -> list[str]:
     return ["--mount", f"type=bind,source={path},target={path}" + (",readonly" if read_only else "")]
 
 
+def hide(path: str) -> list[str]:
+    """Nothing in the place of a folder."""
+    return ["--mount", f"type=tmpfs,target={path},tmpfs-mode=0000,tmpfs-size=4096"]
+
+
 def paths_in(values: Iterable[Any]) -> list[str]:
     """Absolute paths that values name, as in `/srv/a.jinja` and `adapter=/srv/adapter`, each once."""
     found: list[str] = []
@@ -100,6 +105,8 @@ def engine(item: dict[str, Any], image: str, settings: dict[str, Any]) -> list[s
         # engine's account does not hold it.
         line += ["--cap-add", "SYS_NICE"]
     line += mount(settings["state_dir"], read_only=False) + mount(settings["cache_dir"], read_only=False)
+    for path in item["hidden_paths"]:
+        line += hide(path)
     own = (settings["state_dir"], settings["cache_dir"])
     named = [*paths_in(item["flags"].values()), *paths_in(item["environment"].values())]
     for path in dict.fromkeys([item["model_path"], *(path for path in named if not path.startswith(own))]):
@@ -121,6 +128,6 @@ def gateway(settings: dict[str, Any], image: str) -> list[str]:
     line = common(settings["unit"], memory_bytes(settings["memory_max"], total), settings["stop_timeout"])
     line += mount(settings["state_dir"], read_only=False)
     line += mount(settings["lib_dir"]) + mount(settings["config_dir"])
-    line += ["--mount", f"type=tmpfs,target={settings['keys_dir']},tmpfs-mode=0000,tmpfs-size=4096"]
+    line += hide(settings["keys_dir"])
     line += passed(settings["environment"], settings["hidden"])
     return [*line, "--workdir", settings["state_dir"], "--entrypoint", "litellm", image]

@@ -8,6 +8,7 @@ the same form, so that everything after it is the same for a machine that nobody
 from __future__ import annotations
 
 import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ def machine(
         "memory": facts.get("memory") or {},
         "compute_capability": 0.0,
         "reserved_cores": cores_reserved(reserved_cores),
+        "cpu_quota": float(facts.get("cpu_quota") or 0),
         "paths": facts.get("paths") or {},
+        # NUMA nodes with memory, whether or not they have processors.
+        "memory_nodes": len([node for node in facts.get("numa") or [] if node["memory_total"]]) or 1,
         "notes": [],
     }
     if variant == "cuda":
@@ -151,6 +155,17 @@ def isa_flops(flags: list[str], kind: str) -> float:
     return float(max(found, default=0))
 
 
+def within_quota(cores: list[int], quota: float) -> list[int]:
+    """How many cores of each node a limit of CPU time keeps busy: more threads than that wait for each other.
+
+    quota: CPUs' worth of time, 0 for no limit.
+    """
+    whole = sum(cores)
+    if not quota or quota >= whole:
+        return cores
+    return [max(1, math.ceil(count * quota / whole)) for count in cores]
+
+
 def cpu_devices(facts: dict[str, Any], reserved_gib: float, free: bool) -> list[dict[str, Any]]:
     """The NUMA nodes that have processors and memory."""
     memory = facts["memory"]
@@ -166,9 +181,6 @@ def cpu_devices(facts: dict[str, Any], reserved_gib: float, free: bool) -> list[
                 "memory_free": memory["available"],
             }
         ]
-    # A container's limit binds although its nodes show the whole machine.
-    whole = sum(node["memory_total"] for node in nodes)
-    limited = min(1.0, memory["total"] / whole) if memory.get("total") else 1.0
     row = cpu_row(facts.get("cpu_model") or "")
     sockets = max(1, int(facts.get("cpu_sockets") or row.get("sockets") or 1))
     measured = facts.get("memory_devices") or {}
@@ -184,11 +196,13 @@ def cpu_devices(facts: dict[str, Any], reserved_gib: float, free: bool) -> list[
             f"no figures for {facts.get('cpu_model') or 'this CPU'} in catalog/hardware.yml: speeds rest on "
             f"{channels:g} memory channels at {mts} MT/s and {ghz:g} GHz"
         )
-    keep = reserved(memory.get("total") or whole, reserved_gib)
+    keep = reserved(memory["total"], reserved_gib)
+    node_cores = [node.get("cores") or [[cpu] for cpu in node["cpus"]] for node in nodes]
+    allowed = within_quota([len(cores) for cores in node_cores], float(facts.get("cpu_quota") or 0))
     devices = []
-    for node in nodes:
-        cores = node.get("cores") or [[cpu] for cpu in node["cpus"]]
-        total = node["memory_total"] * limited
+    for node, all_cores, count in zip(nodes, node_cores, allowed, strict=True):
+        cores = all_cores[:count]
+        total = node["memory_total"]
         budget = total - keep / len(nodes)
         if free:
             ours = (memory.get("engines") or 0) / len(nodes)

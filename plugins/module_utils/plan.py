@@ -33,9 +33,9 @@ TOOL_CALLING = {"native": 0, "adapted": 1, "prompted": 2, "none": 3}
 #: What is kept of a host's facts for planning elsewhere: its hardware, and nobody's accounts, addresses or programs.
 SAVED = (
     "architecture", "assumed", "container", "cpu_cores", "cpu_count", "cpu_flags", "cpu_max_mhz", "cpu_model",
-    "cpu_sockets", "described", "disk", "distribution", "distribution_name", "distribution_version", "glibc", "gpus",
-    "kernel", "memory", "memory_devices", "numa", "nvidia_devices", "nvidia_driver", "nvswitch", "paths",
-    "virtualization", "wsl",
+    "cpu_quota", "cpu_sockets", "described", "disk", "distribution", "distribution_name", "distribution_version",
+    "glibc", "gpus", "kernel", "memory", "memory_devices", "numa", "nvidia_devices", "nvidia_driver", "nvswitch",
+    "paths", "virtualization", "wsl",
 )  # fmt: skip
 #: The role vllm's own default.
 MODELS_DIR = "/var/lib/modelhost/models"

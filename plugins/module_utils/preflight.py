@@ -29,6 +29,8 @@ CLIENT_GLIBC = (2, 28)  # wheels of Node.js are manylinux_2_28
 MIN_PYTHON = "3.8"  # ansible-core 2.19 on hosts (ansible/module_utils/basic.py); its message names its own
 HUB_PYTHON = ">=3.11.1,<3.14"  # what python_release takes for the hub's client
 GIB = 1024**3
+#: Files of the releases of an engine, a gateway and a client together (97,000 were counted with the CPU build).
+FILES = 120_000
 #: Share of the memory that others may hold before it is worth a word.
 OTHERS = 0.25
 #: Seconds by which a clock may be behind the host's own files.
@@ -462,6 +464,14 @@ def disk_problems(
             why = "this file system is mounted read-only"
             found.append(problem(host, f"disk space on {mount}", None, why, "mount it read-write"))
             continue
+        if "releases and caches" in parts and space.get("noexec"):
+            why = "this file system is mounted noexec, and programs are installed there"
+            found.append(problem(host, f"disk space on {mount}", None, why, "mount it without noexec"))
+        files = space.get("files_free")
+        if "releases and caches" in parts and files is not None and files < FILES:
+            why = f"releases consist of {FILES} files, and this file system has room for no more than {files} (inodes)"
+            fix = "remove files there, or use a file system that was made with more inodes (df -i shows them)"
+            found.append(problem(host, f"disk space on {mount}", f"{files} files free", why, fix))
         need = sum(parts.values())
         if parts and space["free"] < need * GIB:
             listed = ", ".join(f"{amount:.1f} GiB for {what}" for what, amount in parts.items())

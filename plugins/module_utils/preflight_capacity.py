@@ -27,6 +27,37 @@ def alternative(machine: dict[str, Any], entry: dict[str, Any], entries: dict[st
     return " or ".join([*parts, "another model (`./run plan` shows which fit)", "a host with more memory"])
 
 
+def hidden_by_nodes(machine: dict[str, Any], probe: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """NUMA nodes that show less free memory than the KV cache takes, although there is enough: vLLM would refuse."""
+    if machine["kind"] != "cpu" or machine["memory_nodes"] == 1:
+        return []
+    return [
+        node
+        for node in probe["numa"]
+        if node["node"] in result["devices"]
+        and node.get("memory_shown_free", result["kv_cache_memory_bytes"]) < result["kv_cache_memory_bytes"]
+    ]
+
+
+def nodes_problem(
+    host: str, index: int, entry: dict[str, Any], probe: dict[str, Any], result: dict[str, Any]
+) -> dict[str, Any]:
+    """The sentence for hidden_by_nodes()."""
+    machine = hardware.machine(probe, "cpu")
+    node = min(hidden_by_nodes(machine, probe, result), key=lambda item: int(item["memory_shown_free"]))
+    shown = int(node["memory_shown_free"])
+    why = (
+        f"{entry['id']} gets {capacity.gib(result['kv_cache_memory_bytes'])} of KV cache on each NUMA node, and node "
+        f"{node['node']} shows {capacity.gib(shown)} of free memory, though this machine has more: some kernels count "
+        "memory for a node only when it was used once; vLLM goes by the node and would refuse to start"
+    )
+    fix = (
+        "use the memory once (`stress-ng --vm 1 --vm-bytes 90% --vm-populate --timeout 60s`) and run again, or set "
+        f"kv_cache_memory_bytes: {shown // 2} in its flags"
+    )
+    return problem(host, f"vllm_instances[{index}].model", entry["id"], why, fix)
+
+
 def problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str, Any]]:
     """Instances that do not fit: into the machine, or into what others leave of it."""
     whole = hardware.of_host({**variables, "host_preflight_probe": probe})
@@ -64,6 +95,8 @@ def problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[str,
                 f"{max(1, round(others / capacity.GIB + 1))}, and what is left out of flags follows"
             )
             found.append(problem(host, place, entry["id"], "others leave too little: " + "; ".join(now["why"]), fix))
+        elif hidden_by_nodes(whole, probe, result):
+            found.append(nodes_problem(host, index, entry, probe, result))
         elif not instance.get("max_model_len") and entry.get("max_model_len"):
             room = result["max_model_len"]
             if room < entry["max_model_len"]:

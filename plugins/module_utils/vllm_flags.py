@@ -100,6 +100,9 @@ SHARE = "/opt/modelhost/vllm/share"
 #: Bytes of KV cache of a CPU engine of which nothing is known: one session of 40K tokens at 96 KiB each.
 UNKNOWN_KV_CACHE = 4 * 1024**3
 
+#: Where the kernel shows NUMA nodes and each node's memory.
+NUMA_NODES = "/sys/devices/system/node"
+
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
 
 
@@ -282,6 +285,17 @@ def host_defaults(found: dict[str, Any], machine: dict[str, Any]) -> tuple[dict[
     return flags, environment
 
 
+def hidden_paths(machine: dict[str, Any] | None) -> list[str]:
+    """Folders of the host that an engine must not see.
+
+    On a CPU vLLM refuses a KV cache that is larger than what its NUMA node shows as available (0.32.0:
+    v1/worker/cpu_worker.py), and a node can show much less than the machine has (see host_probe). With one node the
+    machine's own figures say the same and are right; vLLM takes them where it sees no nodes. With several it needs to
+    see them, to bind its ranks.
+    """
+    return [NUMA_NODES] if machine and machine["kind"] == "cpu" and machine["memory_nodes"] == 1 else []
+
+
 def effective_instances(
     instances: list[dict[str, Any]],
     catalog: dict[str, Any],
@@ -382,6 +396,7 @@ def effective_instance(
         },
         "capabilities": entry.get("capabilities") or {},
         "capacity": assessment or {},
+        "hidden_paths": hidden_paths(machine),
     }
 
 

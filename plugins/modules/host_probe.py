@@ -153,21 +153,40 @@ def cpu_text(text):
 
 
 def allowed_cpus():
-    """Logical CPUs on which this process may run."""
-    try:
-        return sorted(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        return list(range(os.cpu_count() or 1))
+    """Logical CPUs on which a service may run: those of the first process, which starts services (a login may have
+    fewer or more), less those that the services' own group does not get."""
+    found = None
+    for pid in (1, 0):
+        try:
+            found = sorted(os.sched_getaffinity(pid))
+            break
+        except (AttributeError, OSError):
+            continue
+    found = found or list(range(os.cpu_count() or 1))
+    for folder in cgroup_folders("cpuset"):
+        text = read(folder + "/cpuset.cpus.effective") or read(folder + "/cpuset.effective_cpus")
+        left = [cpu for cpu in found if cpu in number_list(text)]
+        found = left or found
+    return found
+
+
+def cgroup_folders(controller):
+    """Groups whose limits bind a service: a container's own and that of all services; cgroup v2 and v1."""
+    return [
+        path + group for path in ("/sys/fs/cgroup", "/sys/fs/cgroup/" + controller) for group in ("", "/system.slice")
+    ]
 
 
 def cpu_quota():
-    """CPUs' worth of time that a container may use, or 0 for no limit."""
-    limit = read("/sys/fs/cgroup/cpu.max").split()
-    if len(limit) != 2:
-        limit = [read("/sys/fs/cgroup/cpu/cpu.cfs_%s_us" % name).strip() for name in ("quota", "period")]
-    if limit[0].isdigit() and limit[1].isdigit() and int(limit[1]):
-        return int(limit[0]) / int(limit[1])
-    return 0
+    """CPUs' worth of time that a container or all services together may use, or 0 for no limit."""
+    found = []
+    for folder in cgroup_folders("cpu"):
+        limit = read(folder + "/cpu.max").split()
+        if len(limit) != 2:
+            limit = [read("%s/cpu.cfs_%s_us" % (folder, name)).strip() for name in ("quota", "period")]
+        if limit[0].isdigit() and limit[1].isdigit() and int(limit[1]):
+            found.append(int(limit[0]) / int(limit[1]))
+    return min(found, default=0)
 
 
 def siblings(cpu, allowed):
@@ -202,54 +221,94 @@ def max_mhz(allowed, model):
 
 
 def numa(allowed, memory_found):
-    """NUMA nodes with the CPUs that may be used and their memory. Nodes of memory alone have no CPUs."""
+    """NUMA nodes with the CPUs that may be used and their memory. Nodes of memory alone have no CPUs.
+
+    The nodes' own figures only say how the machine's memory is divided: what they add up to can be more (a container's
+    limit) or much less (memory that the kernel sets up lazily or that is plugged in later counts for its node when it
+    is first used).
+    """
     found = []
     for path in paths_like("/sys/devices/system/node/node[0-9]*"):
         cpus = [cpu for cpu in number_list(read(path + "/cpulist")) if cpu in allowed]
         sizes = kilobytes(read(path + "/meminfo"))
-        # Pages of files are given up when somebody needs the memory.
-        free = sum(sizes.get(name, 0) for name in ("MemFree", "Active(file)", "Inactive(file)"))
-        total = min(sizes.get("MemTotal", 0), memory_found["total"])
+        # Pages of files and of the kernel's own caches are given up when somebody needs the memory.
+        free = sum(sizes.get(name, 0) for name in ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable"))
         found.append(
             {
                 "node": int(path.rpartition("node")[2]),
                 "cpus": cpus,
                 "cores": cores_of(cpus, allowed),
-                "memory_total": total,
-                "memory_free": min(free, total, memory_found["available"]),
+                "memory_total": sizes.get("MemTotal", 0),
+                "memory_free": free,
+                # As the node itself says it, and as vLLM reads it.
+                "memory_shown_free": free,
             }
         )
-    if not [node for node in found if node["cpus"]]:
+    found.sort(key=lambda node: node["node"])
+    if not [node for node in found if node["cpus"] and node["memory_total"]]:
         # Without NUMA in the kernel, or with it hidden in a container: one node is all there is.
-        found = [
-            {
-                "node": 0,
-                "cpus": list(allowed),
-                "cores": cores_of(allowed, allowed),
-                "memory_total": memory_found["total"],
-                "memory_free": memory_found["available"],
-            }
-        ]
-    return sorted(found, key=lambda node: node["node"])
+        node = {"node": 0, "cpus": list(allowed), "cores": cores_of(allowed, allowed)}
+        found = [dict(node, memory_total=1, memory_free=1, memory_shown_free=memory_found["available"])]
+    listed = {cpu for node in found for cpu in node["cpus"]}
+    stray = [cpu for cpu in allowed if cpu not in listed]
+    if stray:
+        # CPUs that no node names, as some containers show them.
+        first = next(node for node in found if node["cpus"])
+        first["cpus"] = sorted(first["cpus"] + stray)
+        first["cores"] = cores_of(first["cpus"], allowed)
+    divide(found, "memory_total", memory_found["total"])
+    divide(found, "memory_free", memory_found["available"])
+    usable = memory_nodes()
+    for node in found:
+        if usable and node["node"] not in usable:
+            node.update(memory_total=0, memory_free=0)
+        node["memory_free"] = min(node["memory_free"], node["memory_total"])
+    return found
+
+
+def confined(memory_found, nodes):
+    """The machine's memory without that of nodes which services may not use."""
+    if all(node["memory_total"] for node in nodes) or not memory_nodes():
+        return memory_found
+    total, free = (sum(node[name] for node in nodes) for name in ("memory_total", "memory_free"))
+    return dict(memory_found, total=total, available=min(free, memory_found["available"]))
+
+
+def memory_nodes():
+    """NUMA nodes whose memory a service may use, or None where that is not known."""
+    text = re.search(r"^Mems_allowed_list:\s*(\S+)", read("/proc/1/status"), re.M)
+    found = number_list(text.group(1)) if text else None
+    for folder in cgroup_folders("cpuset"):
+        listed = number_list(read(folder + "/cpuset.mems.effective") or read(folder + "/cpuset.effective_mems"))
+        if listed:
+            found = [node for node in listed if found is None or node in found]
+    return found or None
+
+
+def divide(nodes, name, amount):
+    """Bytes of the machine given to its nodes, in proportion to what each says of itself."""
+    whole = sum(node[name] for node in nodes)
+    for node in nodes:
+        node[name] = amount * node[name] // whole if whole else 0
 
 
 def cgroup_memory():
-    """A container's own limit, and what of it is in use and cannot be given up; None: no limit."""
-    for folder, limit, usage, files in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", ("active_file", "inactive_file")),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            ("total_active_file", "total_inactive_file"),
-        ),
-    ):
-        most = number(read("%s/%s" % (folder, limit)))
-        if most is not None:
-            stat = dict(re.findall(r"^(\w+) (\d+)$", read("%s/memory.stat" % folder), re.M))
-            used = (number(read("%s/%s" % (folder, usage))) or 0) - sum(int(stat.get(name, 0)) for name in files)
-            return most, max(used, 0)
-    return None
+    """What containers or services together may use at most, and what of that is in use and cannot be given up:
+    [(limit, in use), …]"""
+    found = []
+    for folder in cgroup_folders("memory"):
+        for limit, usage, files in (
+            ("memory.max", "memory.current", ("active_file", "inactive_file")),
+            # From here on the kernel slows down whoever takes more, until nothing moves.
+            ("memory.high", "memory.current", ("active_file", "inactive_file")),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+        ):
+            most = number(read("%s/%s" % (folder, limit)))
+            if most is not None:
+                stat = dict(re.findall(r"^(\w+) (\d+)$", read("%s/memory.stat" % folder), re.M))
+                used = (number(read("%s/%s" % (folder, usage))) or 0) - sum(int(stat.get(name, 0)) for name in files)
+                found.append((most, max(used, 0)))
+    return found
 
 
 def memory():
@@ -258,10 +317,11 @@ def memory():
     total = found.get("MemTotal", 0)
     # Kernels before 3.14 do not estimate what is available.
     available = found.get("MemAvailable", found.get("MemFree", 0) + found.get("Cached", 0))
-    limit = cgroup_memory()
-    if limit and limit[0] < total:
-        total = limit[0]
-        available = min(available, max(total - limit[1], 0))
+    for most, used in cgroup_memory():
+        # cgroup v1 writes a number larger than any memory for "no limit".
+        if most < found.get("MemTotal", 0):
+            total = min(total, most)
+            available = min(available, max(most - used, 0))
     return {
         "total": total,
         "available": min(available, total),
@@ -509,7 +569,7 @@ def virtualization():
 
 
 def disk(path):
-    """Free bytes of the file system that holds a path, and which mount that is."""
+    """What is free of the file system that holds a path, which mount that is, and what it forbids."""
     path = os.path.abspath(path)
     while not os.path.exists(path):
         path = os.path.dirname(path)
@@ -517,8 +577,16 @@ def disk(path):
     while not os.path.ismount(mount):
         mount = os.path.dirname(mount)
     usage = shutil.disk_usage(path)
-    read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-    return {"free": usage.free, "total": usage.total, "mount": mount, "read_only": read_only}
+    system = os.statvfs(path)
+    return {
+        "free": usage.free,
+        "total": usage.total,
+        # Some file systems make room for files as they come, and count none.
+        "files_free": system.f_favail if system.f_files else None,
+        "mount": mount,
+        "read_only": bool(system.f_flag & os.ST_RDONLY),
+        "noexec": bool(system.f_flag & os.ST_NOEXEC),
+    }
 
 
 def model_folder(path):
@@ -672,6 +740,7 @@ def probe(paths, models=()):
     quota = fact("cpu_quota", 0, cpu_quota)
     memory_found = fact("memory", {"total": 0, "available": 0, "swap": 0, "engines": 0}, memory)
     nodes = fact("numa", [], numa, allowed, memory_found)
+    memory_found = confined(memory_found, nodes) if nodes else memory_found
     gpus, complaint = fact("gpus", ([], ""), query_gpus)
     processes = fact("gpu_processes", [], gpu_processes)
     add_engines_memory(gpus, processes)
@@ -687,6 +756,7 @@ def probe(paths, models=()):
         "cpu_flags": cpu["flags"],
         # A quota of 2.5 CPUs keeps three of them busy in turns.
         "cpu_count": min(len(allowed), -int(-quota // 1)) if quota else len(allowed),
+        "cpu_quota": quota,
         "cpu_cores": fact("cpu_cores", 0, lambda: len(cores_of(allowed, allowed))),
         "cpu_sockets": fact("cpu_sockets", 1, sockets, allowed, cpu["sockets"]),
         "cpu_max_mhz": fact("cpu_max_mhz", 0, max_mhz, allowed, cpu["model"]),

@@ -91,8 +91,7 @@ def facts(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_node_may_have_less_than_the_machine_says() -> None:
-    """vLLM looks at the node (seen on a virtual machine whose node 0 showed 17 of 24 GiB)."""
+def test_what_is_free_counts_when_it_is_asked_for_and_what_others_keep_always() -> None:
     (device,) = hardware.machine(facts())["devices"]
     assert device["total"] == 17 * GIB
     assert device["budget"] == 14 * GIB, "3 GiB are for the system and a gateway"
@@ -109,9 +108,15 @@ def test_a_node_may_have_less_than_the_machine_says() -> None:
     assert reserved == 9 * GIB
 
 
-def test_a_containers_limit_counts() -> None:
-    (device,) = hardware.machine(facts(memory={"total": 8 * GIB, "available": 8 * GIB}))["devices"]
-    assert device["total"] == 8 * GIB
+@pytest.mark.parametrize(("quota", "cores"), [(0, [4, 4]), (2.5, [2, 2]), (8, [4, 4]), (0.5, [1, 1])])
+def test_a_limit_of_cpu_time_leaves_cores_out(quota: float, cores: list[int]) -> None:
+    nodes = [
+        {"node": node, "cpus": own, "cores": [[cpu] for cpu in own], "memory_total": 12 * GIB, "memory_free": 12 * GIB}
+        for node, own in enumerate(([0, 1, 2, 3], [4, 5, 6, 7]))
+    ]
+    machine = hardware.machine(facts(numa=nodes, cpu_quota=quota))
+    assert [len(device["cores"]) for device in machine["devices"]] == cores
+    assert machine["memory_nodes"] == 2
 
 
 def test_a_small_virtual_machine_does_not_have_all_of_its_sockets_bandwidth() -> None:

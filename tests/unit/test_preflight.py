@@ -18,7 +18,14 @@ GIB = 1024**3
 AVX2 = ["sse4_2", "avx", "avx2", "fma"]
 GROUPS = {"engines": ["box"], "gateways": ["box"]}
 SETTINGS = {"paths": ["/opt", "/var/lib"], "min_disk_gib": 8, "models_dir": "/var/lib/modelhost/models"}
-SPACE = {"free": 500 * GIB, "total": 900 * GIB, "mount": "/", "read_only": False}
+SPACE = {
+    "free": 500 * GIB,
+    "total": 900 * GIB,
+    "files_free": 30_000_000,
+    "mount": "/",
+    "read_only": False,
+    "noexec": False,
+}
 
 #: A host on which everything is well, in the form of host_probe.
 WELL: dict[str, Any] = {
@@ -33,6 +40,7 @@ WELL: dict[str, Any] = {
     "cpu_cores": 28,
     "cpu_sockets": 2,
     "cpu_max_mhz": 3300,
+    "cpu_quota": 0,
     "numa": [],
     "memory": {"total": 363 * GIB, "available": 350 * GIB, "swap": 0, "engines": 0},
     "memory_devices": {},
@@ -738,6 +746,22 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {},
         "box: disk space on /\nthis file system is mounted read-only\n→ mount it read-write",
     ),
+    (
+        "a disk from which nothing may run",
+        {"disk": disks(noexec=True)},
+        {},
+        "box: disk space on /\nthis file system is mounted noexec, and programs are installed there\n"
+        "→ mount it without noexec",
+    ),
+    (
+        "a disk with room for bytes but not for files",
+        {"disk": disks(files_free=20_000)},
+        {},
+        "box: disk space on / = '20000 files free'\n"
+        "releases consist of 120000 files, and this file system has room for no more than 20000 (inodes)\n"
+        "→ remove files there, or use a file system that was made with more inodes (df -i shows them)",
+    ),
+    ("a file system that does not count its files", {"disk": disks(files_free=None)}, {}, ""),
     *(
         (
             name,

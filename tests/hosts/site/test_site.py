@@ -38,6 +38,19 @@ def test_sandbox_is_tight(host: Any, unit: str) -> None:
     assert float(match.group(1)) <= 3.0, done.stdout
 
 
+def test_the_engine_goes_by_the_machines_memory_and_not_by_its_nodes(host: Any) -> None:
+    """This host's NUMA node shows a fifth of the memory, next to nothing of it free (testbed_lazy_memory)."""
+    node = re.search(r"MemTotal:\s+(\d+)", host.check_output("cat /sys/devices/system/node/node0/meminfo"))
+    machine = re.search(r"MemTotal:\s+(\d+)", host.check_output("cat /proc/meminfo"))
+    assert node
+    assert machine
+    assert int(node.group(1)) < int(machine.group(1)) / 4
+    journal = host.check_output("journalctl -u vllm@coder -o cat --no-pager")
+    seen = re.search(r"Explicitly set \([\d.]+/([\d.]+)\) GiB for KV cache", journal)
+    assert seen, journal[-4000:]
+    assert float(seen.group(1)) == pytest.approx(int(machine.group(1)) / 1024**2, abs=0.02)
+
+
 def test_nothing_else_listens(host: Any) -> None:
     """The gateway is open to the container's network; the engine's API is not."""
     lines = host.check_output("ss -Hlnt").splitlines()
