@@ -1,0 +1,23 @@
+"""How the tests wait: for events, and for nothing with a limit that a slow or busy machine could meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+#: Seconds after which something hangs. It is the one limit of all waits: whatever ends by itself ends long before, also
+#: on a machine that has ten other things to do.
+HANGS = 1200
+
+
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], pause: float = 0.05) -> Any:
+    """The first true value of the condition. One that can no longer become true should fail by itself."""
+    ends = time.monotonic() + HANGS
+    while True:
+        value = condition()
+        if value:
+            return value
+        told = what if isinstance(what, str) or time.monotonic() < ends else what()
+        assert time.monotonic() < ends, f"not within {HANGS} s: {told}"
+        time.sleep(pause)
