@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import select
 import ssl
-import sys
-from pathlib import Path
 from typing import Any
 
 import httpcore2
 import pytest
 from httpcore2._backends.sync import SyncStream
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hub.server import Hub
 from patience import HANGS
 

@@ -210,7 +210,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not self.authorised():
             return self.refuse()
         if self.has("hang"):
-            self.standin.release.wait(60)
+            self.standin.release.wait()
             return None
         if self.has("post_500"):
             return self.error(500, "engine core is dead, key was " + KEY)
