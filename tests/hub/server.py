@@ -190,7 +190,7 @@ class Throttle:
             start = max(self._free, now - 0.05)
             self._free = start + count / self.rate
         if start > now:
-            time.sleep(start - now)
+            time.sleep(start - now)  # clock: it keeps its rate so
 
 
 # Amazon's signature, version 4
@@ -596,7 +596,7 @@ class Hub:
             refused = s3_error(400, "InvalidArgument")
         elif not hmac.compare_digest(self.sign(name, path, expires), query.get("Signature", "")):
             refused = s3_error(403, "SignatureDoesNotMatch")
-        elif float(expires) < time.time():
+        elif float(expires) < time.time():  # clock: links expire
             refused = s3_error(403, "AccessDenied")
         for revision in (folder.name.partition("@")[2] for folder in (self.library.root / name).parent.glob("*")):
             repository = None if refused else self.library.repository(name, revision or "main")

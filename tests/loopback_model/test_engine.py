@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from patience import HANGS
 
 URL = os.environ.get("LOOPBACK_URL", "").rstrip("/")
 MODEL = os.environ.get("LOOPBACK_MODEL", "loopback")

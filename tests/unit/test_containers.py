@@ -315,7 +315,7 @@ elif verb == "logs":
         if os.path.exists(path("down")): sys.exit(1)
         try: os.kill(int(open(path("pid")).read()), 0)
         except OSError: break
-        time.sleep(0.05)
+        time.sleep(0.05)  # clock: between two looks
 """
 
 

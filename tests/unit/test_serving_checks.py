@@ -140,7 +140,7 @@ def test_nothing_listens() -> None:
 
 def test_a_hang_ends_at_the_deadline() -> None:
     with serving_standin.Standin({"hang"}) as standin:
-        results = run(standin, deadline=1, checks=["chat"])
+        results = run(standin, deadline=1, checks=["chat"])  # clock: the stand-in never answers
     assert "within 1 s" in results["chat"]["detail"]
 
 

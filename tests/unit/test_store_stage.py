@@ -91,8 +91,8 @@ class Pauseless:
     def __init__(self, module: Any) -> None:
         self.module = module
 
-    def sleep(self, seconds: float) -> None:
-        time.sleep(min(seconds, 0.01))
+    def sleep(self, seconds: float) -> None:  # clock: no pause, a method
+        time.sleep(min(seconds, 0.01))  # clock: pauses of the program, made short
 
     def uniform(self, low: float, high: float) -> float:
         return 0.001
