@@ -14,10 +14,8 @@ HANGS = 1200
 def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], pause: float = 0.2) -> Any:
     """The first true value of the condition. One that can no longer become true should fail by itself."""
     ends = time.monotonic() + HANGS
-    while True:
-        value = condition()
-        if value:
-            return value
-        told = what if isinstance(what, str) or time.monotonic() < ends else what()  # clock: the limit for what hangs
-        assert time.monotonic() < ends, f"not within {HANGS} s: {told}"  # clock: the same
+    while not (value := condition()):
+        if time.monotonic() > ends:  # clock: the limit for what hangs
+            raise AssertionError(f"not within {HANGS} s: {what if isinstance(what, str) else what()}")
         time.sleep(pause)  # clock: between two looks
+    return value

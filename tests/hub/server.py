@@ -340,7 +340,7 @@ class Hub:
     def settle(self) -> None:
         """Return when nobody is connected any more, and nobody is left who was not heard yet."""
         for server in self.servers:
-            with socket.create_connection(server.server_address) as last:
+            with socket.create_connection(("127.0.0.1", server.server_port)) as last:
                 # Connections are taken in the order in which they were made: when this one is ended, all were taken.
                 last.shutdown(socket.SHUT_WR)
                 last.recv(1)

@@ -196,7 +196,7 @@ def test_check_mode_on_a_bare_host(closed: Closed) -> None:
 
 def test_everything_from_a_mirror_over_https(closed: Closed) -> None:
     for archive in ("http://deb.debian.org", own_index()):
-        outside = f"import urllib.request as u; u.urlopen('{archive}', timeout=5)"
+        outside = f"import urllib.request as u; u.urlopen('{archive}', timeout=5)"  # clock: no answer is what is wanted
         assert run("docker", "exec", NAME, "python3", "-c", outside, check=False).returncode, "there is a way out"
     closed.play(**by_mirror(closed))
     assert "gate:8443" in sources(closed)
