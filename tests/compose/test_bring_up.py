@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,15 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Seconds that a busy machine gets to start engine and gateway.
-PATIENCE = 900
 #: Straight to the gateway, whatever proxy this machine has.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def run(*command: str, cwd: Path = ROOT, check: bool = True, limit: int = PATIENCE) -> str:
+def run(*command: str, cwd: Path = ROOT, check: bool = True, limit: int = HANGS) -> str:
     done = subprocess.run(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=limit
     )
@@ -118,10 +116,11 @@ class Site:
 
     def wait(self) -> None:
         """Until the gateway is healthy, by its own check."""
-        deadline = time.monotonic() + PATIENCE
-        while self.inspect("gateway", ".State.Health.Status") != "healthy":
-            assert time.monotonic() < deadline, self.compose("logs", "--tail", "40", check=False)
-            time.sleep(1)
+        wait_until(
+            lambda: self.inspect("gateway", ".State.Health.Status") == "healthy",
+            lambda: self.compose("logs", "--tail", "40", check=False),
+            pause=1,
+        )
 
     def ask(self, path: str, body: Any = None, key: str = "alice") -> tuple[int, Any]:
         """Status and answer of the gateway; key: a user's name, or a key itself."""
@@ -133,7 +132,7 @@ class Site:
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
         )
         try:
-            with OPENER.open(request, timeout=120) as answer:
+            with OPENER.open(request, timeout=HANGS) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())

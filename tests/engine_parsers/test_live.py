@@ -15,6 +15,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+from patience import HANGS
 
 from . import checks
 
@@ -31,7 +32,7 @@ def post(path: str, body: dict[str, Any]) -> Any:
     headers = {"Content-Type": "application/json", "Authorization": "Bearer " + os.environ.get("PARSER_KEY", "")}
     return urllib.request.urlopen(
         urllib.request.Request(URL + path, json.dumps({"model": MODEL, "max_tokens": 4000, **body}).encode(), headers),
-        timeout=120,
+        timeout=HANGS,
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,17 +19,6 @@ def run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
-
-
-def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of the condition; fails with `what` when the time is up."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +101,7 @@ class SideEngine:
             probe = ["docker", "exec", self.container, "curl", "-fs", f"http://127.0.0.1:{port}/health"]
             return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
-        wait_until(ready, 400, f"an engine answers that was started with {arguments}")
+        wait_until(ready, f"an engine answers that was started with {arguments}")
 
     def resident(self) -> int:
         """Bytes that its processes hold, shared pages counted once."""

@@ -190,7 +190,7 @@ class Throttle:
             start = max(self._free, now - 0.05)
             self._free = start + count / self.rate
         if start > now:
-            time.sleep(start - now)
+            time.sleep(start - now)  # clock: it keeps its rate so
 
 
 # Amazon's signature, version 4
@@ -263,6 +263,9 @@ class Hub:
     s3            bucket, prefix, access_key, secret_key, region
     """
 
+    #: Clients, by address, that a fault keeps waiting just now, and the hub that does so; of all hubs of this process.
+    standing: dict[tuple[str, int], Hub] = {}
+
     def __init__(
         self,
         root: str | Path,
@@ -295,6 +298,8 @@ class Hub:
         self.requests: list[dict[str, Any]] = []
         self.faults: list[dict[str, Any]] = []
         self._lock = threading.Lock()
+        self._go = threading.Event()
+        self.left = threading.Condition()
         self.scheme = "https" if certificate else "http"
         self.servers = [Server((bind, number), self, where) for number, where in ((port, "hub"), (cdn_port, "cdn"))]
         if certificate:
@@ -314,6 +319,33 @@ class Hub:
         for server in self.servers:
             server.shutdown()
             server.server_close()
+        self.go_on()
+
+    def stand(self, address: tuple[str, int], seconds: Optional[float]) -> None:
+        """Keep a client waiting: for so long (None: without an end), or until go_on()."""
+        go = self._go
+        self.standing[address] = self
+        go.wait(seconds)
+        self.standing.pop(address)
+
+    def stands(self) -> bool:
+        """Whether a client is kept waiting."""
+        return self in list(self.standing.values())
+
+    def go_on(self) -> None:
+        """End the waiting of all clients that `stall` and `hang` keep waiting now."""
+        go, self._go = self._go, threading.Event()
+        go.set()
+
+    def settle(self) -> None:
+        """Return when nobody is connected any more, and nobody is left who was not heard yet."""
+        for server in self.servers:
+            with socket.create_connection(("127.0.0.1", server.server_port)) as last:
+                # Connections are taken in the order in which they were made: when this one is ended, all were taken.
+                last.shutdown(socket.SHUT_WR)
+                last.recv(1)
+        with self.left:
+            self.left.wait_for(lambda: not any(server.open for server in self.servers))
 
     def configure(self, settings: dict[str, Any]) -> None:
         unknown = set(settings) - set(self.settings)
@@ -564,7 +596,7 @@ class Hub:
             refused = s3_error(400, "InvalidArgument")
         elif not hmac.compare_digest(self.sign(name, path, expires), query.get("Signature", "")):
             refused = s3_error(403, "SignatureDoesNotMatch")
-        elif float(expires) < time.time():
+        elif float(expires) < time.time():  # clock: links expire
             refused = s3_error(403, "AccessDenied")
         for revision in (folder.name.partition("@")[2] for folder in (self.library.root / name).parent.glob("*")):
             repository = None if refused else self.library.repository(name, revision or "main")
@@ -762,7 +794,19 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def __init__(self, address: tuple[str, int], hub: Hub, where: str) -> None:
         self.hub = hub
         self.where = where
+        self.open = 0
         super().__init__(address, Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.hub.left:
+            self.open += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self.hub.left:
+            self.open -= 1
+            self.hub.left.notify_all()
 
     def server_bind(self) -> None:
         # HTTPServer would look up the machine's name, which can take seconds.
@@ -836,7 +880,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send(self, answer: Answer, entry: dict[str, Any], fault: Optional[dict[str, Any]]) -> None:
         kind = fault["kind"] if fault else None
         if fault and kind == "hang":
-            time.sleep(fault.get("seconds", 60))
+            self.server.hub.stand(self.client_address, fault.get("seconds"))
         if kind == "refuse":
             self.hang_up(reset=False)
             return
@@ -912,7 +956,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     if kind != "stall":
                         self.hang_up(reset=kind == "reset")
                         return
-                    time.sleep(fault.get("seconds", 60))
+                    self.server.hub.stand(self.client_address, fault.get("seconds"))
                     after = -1
                 if position >= end:
                     return

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from patience import HANGS
 
 URL = os.environ.get("LOOPBACK_URL", "").rstrip("/")
 MODEL = os.environ.get("LOOPBACK_MODEL", "loopback")
@@ -57,7 +58,7 @@ def post(path, body):
     }
     request = urllib.request.Request(URL + path, json.dumps(body).encode(), headers)
     try:
-        return urllib.request.urlopen(request, timeout=120)
+        return urllib.request.urlopen(request, timeout=HANGS)
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{path}: HTTP {error.code}: {error.read().decode(errors='replace')}") from error
 

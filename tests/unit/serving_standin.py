@@ -210,7 +210,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not self.authorised():
             return self.refuse()
         if self.has("hang"):
-            self.standin.release.wait(60)
+            self.standin.release.wait()
             return None
         if self.has("post_500"):
             return self.error(500, "engine core is dead, key was " + KEY)
@@ -270,7 +270,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         if self.has("slow_first_token"):
-            time.sleep(1.5)
+            time.sleep(1.5)  # clock: it is slow on purpose
 
     def chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
@@ -394,7 +394,7 @@ if __name__ == "__main__":
         print(standin.url, flush=True)
         seen = 0
         while True:
-            time.sleep(0.2)
+            time.sleep(0.2)  # clock: between two looks
             while seen < len(standin.requests):
                 print(json.dumps(standin.requests[seen]), flush=True)
                 seen += 1

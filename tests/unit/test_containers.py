@@ -8,12 +8,12 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import signal
 import socketserver
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     runtime,
     vllm_flags,
 )
+from patience import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "roles" / "host_base" / "files"
@@ -314,21 +315,22 @@ elif verb == "logs":
         if os.path.exists(path("down")): sys.exit(1)
         try: os.kill(int(open(path("pid")).read()), 0)
         except OSError: break
-        time.sleep(0.05)
+        time.sleep(0.05)  # clock: between two looks
 """
 
 
 class Supervised:
     """run-container with a docker command that stands in."""
 
-    def __init__(self, folder: Path, program: str) -> None:
+    def __init__(self, folder: Path, program: str, patience: float) -> None:
         self.folder = folder
         (folder / "docker").write_text(FAKE_DOCKER)
         (folder / "docker").chmod(0o755)
         (folder / "program").write_text(program)
         text = (BIN / "run-container").read_text().replace("/usr/bin/docker", str(folder / "docker"))
-        text = text.replace("\nRETRY = 2\n", "\nRETRY = 0.1\n").replace("\nPATIENCE = 60\n", "\nPATIENCE = 1\n")
-        text = text.replace("\nINTERVAL = 0.5\n", "\nINTERVAL = 0.05\n")
+        for name, seconds in {"RETRY": 0.1, "INTERVAL": 0.05, "PATIENCE": patience}.items():
+            text, count = re.subn(rf"(?m)^{name} = .*$", f"{name} = {seconds}", text)
+            assert count == 1, name
         (folder / "run-container").write_text(text)
         self.process: subprocess.Popen[str] | None = None
 
@@ -344,27 +346,26 @@ class Supervised:
 
     def asked_again(self, times: int = 3) -> None:
         """Until it has looked for the daemon, or at its output, a few times more."""
-        before, deadline = len(self.calls()), time.monotonic() + 20
-        while len(self.calls()) < before + times:
-            assert time.monotonic() < deadline, self.calls()
-            if (self.folder / "down").exists() is False and "logs" in [call[0] for call in self.calls()[before:]]:
-                return
-            time.sleep(0.02)
+        before = len(self.calls())
+
+        def asked() -> bool:
+            made = self.calls()[before:]
+            up = not (self.folder / "down").exists()
+            return len(made) >= times or (up and "logs" in [call[0] for call in made])
+
+        wait_until(asked, lambda: str(self.calls()))
 
     def wait_for(self, name: str) -> None:
         """Until a file is there and not empty."""
-        deadline = time.monotonic() + 20
-        while not (self.folder / name).exists() or not (self.folder / name).read_text():
-            assert time.monotonic() < deadline, name
-            time.sleep(0.02)
+        wait_until(lambda: (self.folder / name).exists() and (self.folder / name).read_text(), name)
 
 
 @pytest.fixture
 def supervised(tmp_path: Path) -> Iterator[Any]:
     made: list[Supervised] = []
 
-    def make(program: str) -> Supervised:
-        made.append(Supervised(tmp_path, program))
+    def make(program: str, patience: float = HANGS) -> Supervised:
+        made.append(Supervised(tmp_path, program, patience))
         return made[-1]
 
     yield make
@@ -379,7 +380,7 @@ def test_a_container_that_ends_ends_the_unit_with_its_status(supervised: Any) ->
     item = supervised("echo loading; exit 3")
     (item.folder / "code").write_text("3 false ")
     process = item.start()
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=HANGS)
     assert process.returncode == 3
     assert "loading" in out
     verbs = [call[0] for call in item.calls()]
@@ -395,7 +396,7 @@ def test_a_stop_reaches_the_container_and_is_no_fault(supervised: Any) -> None:
     process = item.start()
     item.wait_for("log")
     process.send_signal(signal.SIGTERM)
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=HANGS)
     assert process.returncode == 0
     assert "drained" in out
 
@@ -410,19 +411,19 @@ def test_a_restart_of_the_daemon_leaves_the_unit_running(supervised: Any) -> Non
     (item.folder / "down").unlink()
     item.asked_again()
     (item.folder / "program.end").touch()
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=HANGS)
     assert process.returncode == 0
     assert out.count("bye") == 1
 
 
 def test_a_refused_container_and_an_absent_daemon_say_why(supervised: Any) -> None:
-    item = supervised("exit 0")
+    item = supervised("exit 0", patience=1)
     (item.folder / "refuse").touch()
-    out, _err = item.start().communicate(timeout=30)
+    out, _err = item.start().communicate(timeout=HANGS)
     assert "no such image" in out
     (item.folder / "down").touch()
     process = item.start()
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=HANGS)
     assert "the Docker daemon does not answer: Cannot connect" in out
     assert process.returncode == 1
 
@@ -431,7 +432,7 @@ def test_the_memory_limit_is_named_where_it_was_the_cause(supervised: Any) -> No
     item = supervised("exit 137")
     (item.folder / "code").write_text("137 true ")
     process = item.start()
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=HANGS)
     assert "its memory limit was reached" in out
     assert process.returncode == 137
 

@@ -13,6 +13,7 @@ import yaml
 from ansible_collections.modelhost.serving.plugins.modules import host_probe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import HANGS
 
 GIB = 1024**3
 MACHINES = yaml.safe_load((Path(__file__).parent / "recorded_machines.yml").read_text(encoding="utf-8"))
@@ -503,8 +504,10 @@ def test_a_fact_that_fails_does_not_end_the_run(root: Path, monkeypatch: pytest.
 
 
 def test_programs_that_hang_or_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_probe, "TIMEOUT", 0.2)
-    assert host_probe.run(["sleep", "5"])[0] == -1
+    with monkeypatch.context() as soon:
+        soon.setattr(host_probe, "TIMEOUT", 0.2)
+        assert host_probe.run(["sleep", str(HANGS)])[0] == -1
+    monkeypatch.setattr(host_probe, "TIMEOUT", HANGS)
     assert host_probe.run(["/no/such/program"])[0] == -1
     assert host_probe.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == (3, "out\nerr\n")
 

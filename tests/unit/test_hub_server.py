@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.client
 import json
+import re
 import ssl
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from huggingface_hub.file_download import http_get
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from hub.server import Hub, aws_signature  # noqa: E402
+from hub.server import Hub, Throttle, aws_signature  # noqa: E402
+from patience import HANGS, wait_until  # noqa: E402
 
 FILES = {
     "config.json": b'{"architectures": ["Qwen2ForCausalLM"]}\n',
@@ -59,7 +62,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 def get(hub: Hub, path: str, port: int = 0, **headers: Any) -> tuple[int, dict[str, str], bytes]:
     """One request, without redirects; fails as the connection does."""
-    connection = http.client.HTTPConnection("127.0.0.1", port or hub.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port or hub.port, timeout=HANGS)
     try:
         connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
@@ -258,13 +261,20 @@ def test_faults_break_bodies_as_often_as_they_are_told(hub: Hub) -> None:
     assert short.value.partial == whole
     hub.fault("norange", BIG)
     assert fetch(hub, Range="bytes=5-") == (200, whole)
-    for kind, options in (("stall", {"seconds": 0.4, "after": 10}), ("slow", {"rate": len(whole) / 0.4})):
-        hub.fault(kind, BIG, **options)
-        began = time.monotonic()
-        assert fetch(hub) == (200, whole)
-        assert 0.3 < time.monotonic() - began < 2
+    hub.fault("slow", BIG, rate=len(whole) / 0.4)
+    began = time.monotonic()
+    assert fetch(hub) == (200, whole)
+    assert time.monotonic() - began > 0.3  # clock: at least so long
+    hub.fault("stall", BIG, after=10)
+    with ThreadPoolExecutor() as pool:
+        fetching = pool.submit(fetch, hub)
+        wait_until(hub.stands, "it stalls")
+        seen = (hub.requests[-1]["sent"], fetching.done())
+        hub.go_on()
+        assert fetching.result() == (200, whole)
+    assert seen == (10, False)
     assert fetch(hub) == (200, whole)  # all of them are used up
-    assert [entry["fault"] for entry in hub.requests][-3:] == ["stall", "slow", None]
+    assert [entry["fault"] for entry in hub.requests][-3:] == ["slow", "stall", None]
 
 
 def test_faults_replace_answers(hub: Hub) -> None:
@@ -340,17 +350,45 @@ def test_it_is_controlled_over_http_too(hub: Hub) -> None:
         ask("/_settings", "POST", {"speed": 1})
 
 
+class Clock:
+    """A time in which nothing takes time but to sleep, and the threads that do so."""
+
+    def __init__(self) -> None:
+        self.now, self.pauses, self.lock = 1000.0, 0, threading.Lock()
+
+    def monotonic(self) -> float:
+        with self.lock:
+            return self.now
+
+    def sleep(self, seconds: float) -> None:  # clock: no pause, a method
+        with self.lock:
+            self.now, self.pauses = self.now + seconds, self.pauses + 1
+
+
+def test_a_rate_is_kept_in_few_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("hub.server.time", clock)
+    throttle = Throttle(10e6)
+    for _piece in range(60):
+        throttle.take(throttle.piece)
+    assert clock.now - 1000.0 == pytest.approx(60 * throttle.piece / 10e6, abs=0.11)
+    assert clock.pauses <= 60
+    assert throttle.piece >= 10e6 / 20
+    # What nobody took in a second is not made up for.
+    clock.now += 1
+    began = clock.now
+    for _piece in range(20):
+        throttle.take(throttle.piece)
+    assert clock.now - began == pytest.approx(20 * throttle.piece / 10e6, abs=0.11)
+
+
 def test_one_rate_holds_for_all_connections_together(hub: Hub) -> None:
     hub.configure({"cdn": False, "rate": 10e6})
-    began, cpu = time.monotonic(), time.process_time()
-    threads = [threading.Thread(target=fetch, args=(hub,)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.monotonic() - began
-    assert 3 * len(FILES[BIG]) / 10e6 - 0.2 < seconds < 3 * len(FILES[BIG]) / 10e6 + 1.5
-    assert time.process_time() - cpu < seconds / 2
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(fetch, hub) for _ in range(3)]
+    assert [answer.result() for answer in answers] == [(200, FILES[BIG])] * 3
+    assert time.monotonic() - began > 3 * len(FILES[BIG]) / 10e6 - 0.2  # clock: at least so long
 
 
 def test_a_client_that_leaves_and_one_that_stalls_disturb_nobody(hub: Hub) -> None:
@@ -358,7 +396,7 @@ def test_a_client_that_leaves_and_one_that_stalls_disturb_nobody(hub: Hub) -> No
     lazy = http.client.HTTPConnection("127.0.0.1", hub.cdn_port)
     lazy.request("GET", f"{link.path}?{link.query}")
     lazy.getresponse().read(10)
-    hub.fault("stall", BIG, seconds=30)
+    hub.fault("stall", BIG)
     slow = http.client.HTTPConnection("127.0.0.1", hub.cdn_port)
     slow.request("GET", f"{link.path}?{link.query}")
     slow.getresponse().read(10)
@@ -492,8 +530,12 @@ def test_the_clients_own_timeouts_can_be_met(hub: Hub, monkeypatch: pytest.Monke
     """A stalled download is broken off by the client and resumed with a range, from the last whole chunk."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 18)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
-    hub.fault("stall", BIG, seconds=20, after=(1 << 20) + 5)
+    hub.fault("stall", BIG, after=(1 << 20) + 5)
     with (tmp_path / "file").open("wb") as file:
         http_get(f"{hub.url}/Org/Model/resolve/main/{BIG}", file)
     assert (tmp_path / "file").read_bytes() == FILES[BIG]
-    assert [entry["range"] for entry in hub.requests if entry["where"] == "cdn"] == [None, "bytes=1048576-"]
+    first, *again = [entry["range"] for entry in hub.requests if entry["where"] == "cdn"]
+    assert first is None
+    # On a busy machine the same may happen before, in the midst of bytes.
+    assert again
+    assert all(re.fullmatch(r"bytes=(262144|524288|786432|1048576)-", asked) for asked in again)

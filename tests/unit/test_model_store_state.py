@@ -15,6 +15,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.modelhost.serving.plugins.filter.model_store_forecast import store_forecast
 from ansible_collections.modelhost.serving.plugins.module_utils import model_manifest, model_store_forecast
 from ansible_collections.modelhost.serving.plugins.modules import model_store_state
+from patience import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISION = "a" * 40
@@ -126,7 +127,7 @@ def test_prune_leaves_what_somebody_uses_or_stages(tmp_path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = look(tmp_path, prune=True)
     finally:
-        process.communicate(b"\n", timeout=10)
+        process.communicate(b"\n", timeout=HANGS)
     why = {item["path"]: item["in_use"] for item in found["unused"]}
     assert f"process {process.pid} uses it" in why[str(used)]
     assert why[str(staged)] == "it is being staged"

@@ -100,6 +100,60 @@ def test_no_key_lies_in_the_repository() -> None:
         assert not found or len(set(found.group(0))) < 12, f"{path}: {found and found.group(0)[:8]}…"
 
 
+# --- clocks in tests ---------------------------------------------------------------------------------------------
+
+CLOCK = r"\b(?:monotonic|perf_counter|time|time_ns)\(\)"
+#: Ways to fail on a machine that is only slow.
+OF_A_CLOCK = {
+    "compares a clock": re.compile(rf"[<>].*{CLOCK}|{CLOCK}.*[<>]"),
+    "compares seconds": re.compile(r"^\s*assert\b.*\b(?:seconds|took|elapsed|duration)\b.*<"),
+    "sleeps": re.compile(r"\bsleep\("),
+    "has a limit of its own": re.compile(r"\b(?:timeout|deadline|limit)=[\d(]|\.(?:join|wait)\(\d"),
+}
+
+
+def of_a_clock(text: str) -> list[str]:
+    """Lines of a test that a slow machine could fail, and why. `# clock: reason` on the line allows one."""
+    return [
+        f"{number}: {why}"
+        for number, line in enumerate(text.splitlines(), 1)
+        for why, pattern in OF_A_CLOCK.items()
+        if pattern.search(line) and "# clock: " not in line
+    ]
+
+
+def test_no_test_needs_a_quick_machine() -> None:
+    """Growth is a ratio or a count, a wait is for an event, and patience.HANGS is the one limit: for what hangs."""
+    wrong = []
+    for path in tracked():
+        name = path.relative_to(ROOT).as_posix()
+        # Benchmarks measure.
+        if re.match(r"(tests/(?!benchmark/)|molecule/).*\.py$", name) and path != Path(__file__):
+            wrong += [f"{name}:{line}" for line in of_a_clock(path.read_text(encoding="utf-8"))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("assert time.monotonic() - began < 5", True),
+        ("assert 0.3 < time.monotonic() - began < 2", True),
+        ("while time.monotonic() < ends:", True),
+        ('assert results["chat"]["seconds"] < 3', True),
+        ("assert took < 60", True),
+        ("time.sleep(0.1)", True),
+        ("process.communicate(timeout=30)", True),
+        ("thread.join(5)", True),
+        ("began = time.monotonic()", False),
+        ("process.communicate(timeout=HANGS)", False),
+        ("assert growth(unit, asked) < 8", False),
+        ("time.sleep(0.1)  # clock: the server is slow on purpose", False),
+    ],
+)
+def test_a_clock_in_a_test_is_seen(line: str, found: bool) -> None:
+    assert bool(of_a_clock(line)) is found
+
+
 # --- roles -------------------------------------------------------------------------------------------------------
 
 

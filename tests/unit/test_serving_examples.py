@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import HANGS
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -27,7 +28,9 @@ def run(program: str, url: str, key: str = serving_standin.KEY) -> subprocess.Co
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "ANTHROPIC_BASE_URL": url}
     if key:
         environment["ANTHROPIC_AUTH_TOKEN"] = key
-    return subprocess.run(PROGRAMS[program], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        PROGRAMS[program], env=environment, capture_output=True, text=True, check=False, timeout=HANGS
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import snapshot_download
+from patience import HANGS
 from store_world import REPO, SHARDS, World, adopt, manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +164,7 @@ def test_what_runs_now_shows_where_it_serves_from(world: World, monkeypatch: pyt
     try:
         assert world.run("stage")["transferred"] == 0
     finally:
-        engine.communicate(b"\n", timeout=10)
+        engine.communicate(b"\n", timeout=HANGS)
         adopt.running.cache_clear()
     assert world.whole()
 

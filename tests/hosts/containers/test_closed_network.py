@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 #: One network, one gate, one host for each run.
@@ -132,10 +132,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
         run("docker", "network", "connect", "--alias", "gate", NAME, f"{NAME}-gate")
         run("docker", "run", "-d", "--name", NAME, "--network", NAME, *init, image, "sleep", "infinity")
         site = Closed(folder, upstreams, machine.get("host_base_extra_ca_certificates", []))
-        deadline = time.monotonic() + 20
-        while "open" not in site.asked():
-            assert time.monotonic() < deadline, "the gate does not open"
-            time.sleep(0.2)
+        wait_until(lambda: "open" in site.asked(), "the gate opens")
         site.shell(BARE)
         yield site
     finally:
@@ -199,7 +196,7 @@ def test_check_mode_on_a_bare_host(closed: Closed) -> None:
 
 def test_everything_from_a_mirror_over_https(closed: Closed) -> None:
     for archive in ("http://deb.debian.org", own_index()):
-        outside = f"import urllib.request as u; u.urlopen('{archive}', timeout=5)"
+        outside = f"import urllib.request as u; u.urlopen('{archive}', timeout=5)"  # clock: no answer is what is wanted
         assert run("docker", "exec", NAME, "python3", "-c", outside, check=False).returncode, "there is a way out"
     closed.play(**by_mirror(closed))
     assert "gate:8443" in sources(closed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import wait_until
+from patience import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "molecule" / "containers" / "inventory"
@@ -52,7 +52,7 @@ def site(*arguments: str) -> str:
 
 def ask(url: str, key: str, path: str, body: dict[str, Any]) -> Any:
     """An answer of the gateway."""
-    answer = requests.post(url + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=300)
+    answer = requests.post(url + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=HANGS)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -121,7 +121,7 @@ def test_containers_outlive_the_docker_daemon(container: str, gateway_url: str, 
     before = {name: inspect(container, name)["State"] for name in ("vllm-coder", "litellm-main")}
     pids = inside(container, f"systemctl show -P MainPID {ENGINE} {GATEWAY}")
     inside(container, "systemctl restart docker")
-    wait_until(lambda: inside(container, "docker info >/dev/null 2>&1 && echo yes || true"), 60, "Docker answers")
+    wait_until(lambda: inside(container, "docker info >/dev/null 2>&1 && echo yes || true"), "Docker answers")
     moment = inside(container, "date '+%F %T'")
     assert ask(gateway_url, user_key, "/v1/messages", said("still here"))["content"][0]["text"] == "still here"
     assert inside(container, f"systemctl show -P MainPID {ENGINE} {GATEWAY}") == pids
@@ -131,7 +131,7 @@ def test_containers_outlive_the_docker_daemon(container: str, gateway_url: str, 
     }
     # What a container prints goes on to its unit's journal: the engine says every ten seconds how fast it was.
     journal = f"journalctl -q --no-pager -o cat -u {ENGINE} --since '{moment}' | grep -c throughput || true"
-    wait_until(lambda: inside(container, journal) != "0", 60, "the journal goes on")
+    wait_until(lambda: inside(container, journal) != "0", "the journal goes on")
 
 
 def said(text: str) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def test_what_dies_comes_back(container: str, gateway_url: str, user_key: str, h
         other = inside(container, "docker ps -q --no-trunc --filter name=litellm-main")
         return bool(other) and other != before and active(container, GATEWAY)
 
-    wait_until(back, 180, "a new container")
+    wait_until(back, "a new container")
     assert ask(gateway_url, user_key, "/v1/messages", said("again"))["content"][0]["text"] == "again"
 
 
@@ -158,7 +158,7 @@ def test_a_stop_lets_an_answer_end(container: str, gateway_url: str, user_key: s
     text, stopped = "", None
     body = {**said(words), "max_tokens": 1024, "stream": True}
     headers = {"Authorization": f"Bearer {user_key}"}
-    with requests.post(f"{gateway_url}/v1/messages", json=body, headers=headers, timeout=120, stream=True) as stream:
+    with requests.post(f"{gateway_url}/v1/messages", json=body, headers=headers, timeout=HANGS, stream=True) as stream:
         for line in stream.iter_lines(chunk_size=1, decode_unicode=True):
             if not line.startswith("data: "):
                 continue
@@ -168,7 +168,7 @@ def test_a_stop_lets_an_answer_end(container: str, gateway_url: str, user_key: s
                 stopped = subprocess.Popen(["docker", "exec", container, "systemctl", "stop", ENGINE])
     assert text == words
     assert stopped is not None
-    assert stopped.wait(timeout=120) == 0
+    assert stopped.wait(timeout=HANGS) == 0
     assert inside(container, f"systemctl show -P Result {ENGINE}") == "success"
     assert inside(container, "docker ps -aq --filter name=vllm-coder") == ""
     inside(container, f"systemctl start {ENGINE}")

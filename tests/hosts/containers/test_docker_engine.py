@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import HANGS
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = f"modelhost-docker-engine-{os.getpid()}"
@@ -264,7 +265,7 @@ def fingerprint(host: Host) -> str:
     run("docker", "cp", str(host.folder / "linux"), f"{NAME}:/srv/linux")
     host.shell("cd /srv && apt-get -q download docker.io && mv docker.io_*.deb docker.io.deb")
     host.shell("systemd-run --unit=repository python3 -m http.server --directory /srv --bind 127.0.0.1 8008")
-    host.shell("for i in {1..50}; do curl -fs http://127.0.0.1:8008/ >/dev/null && break; sleep 0.1; done")
+    host.shell(f"timeout {HANGS} bash -c 'until curl -fs http://127.0.0.1:8008/ >/dev/null; do sleep 0.2; done'")
     return key
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run, wait_until
+from conftest import run
+from patience import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "molecule" / "containers" / "inventory"
@@ -27,7 +28,7 @@ http: {{addr: "127.0.0.1:5000"}}
 CONFIG
 systemctl stop test-registry 2>/dev/null || true
 systemd-run --quiet --unit=test-registry docker-registry serve /tmp/registry.yml
-timeout 60 bash -c 'until curl -fs http://127.0.0.1:5000/v2/ >/dev/null; do sleep 0.2; done'
+timeout {HANGS} bash -c 'until curl -fs http://127.0.0.1:5000/v2/ >/dev/null; do sleep 0.2; done'
 head -c 3000000 /dev/urandom >/tmp/tiny
 tar -C /tmp -c tiny | docker import - {NAME}:1 >/dev/null
 docker push -q {NAME}:1 >/dev/null
@@ -114,6 +115,5 @@ def test_the_pull_goes_by_the_hosts_docker_alone(container: str) -> None:
     """A unit of its own runs it, so that it goes on without us; nothing of it is left."""
     wait_until(
         lambda: "modelhost-image-" not in run("docker", "exec", container, "systemctl", "list-units", "--plain").stdout,
-        20,
         "the transient units are gone",
     )

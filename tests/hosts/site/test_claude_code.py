@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import HANGS
 
 ACCOUNT = "dev"
 PROJECT = "/home/dev/first-light"
 
 
-def execute(container: str, *command: str, user: str = "root", data: str | None = None, timeout: float = 600) -> Any:
+def execute(container: str, *command: str, user: str = "root", data: str | None = None, timeout: float = HANGS) -> Any:
     """A command in the container, as a login of `user` would have it."""
     home = "/root" if user == "root" else f"/home/{user}"
     environment = ["env", "-i", f"HOME={home}", "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C.UTF-8"]
@@ -176,7 +177,16 @@ def test_first_start_in_a_terminal_with_no_route_out(container: str, newcomer: s
     ]
     script = (Path(__file__).parent / "files" / "closed_network_terminal.py").read_text(encoding="utf-8")
     done = execute(
-        container, "python3", "-", newcomer, folder, "4000", json.dumps(steps), "claude", data=script, timeout=700
+        container,
+        "python3",
+        "-",
+        newcomer,
+        folder,
+        "4000",
+        json.dumps(steps),
+        "claude",
+        data=script,
+        timeout=(len(steps) + 1) * HANGS,  # clock: one limit for each step
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # Nothing came between: no theme, no login, no offer to switch modes.

@@ -8,6 +8,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from patience import HANGS
 
 MODEL = "local-claude-coder"
 SCHEMA: dict[str, Any] = {
@@ -29,12 +30,12 @@ TEXT = "今天北京晴，25 度。"
 
 @pytest.fixture
 def openai_client(gateway_url: str, user_key: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{gateway_url}/v1", api_key=user_key, timeout=120, max_retries=0)
+    return openai.OpenAI(base_url=f"{gateway_url}/v1", api_key=user_key, timeout=HANGS, max_retries=0)
 
 
 @pytest.fixture
 def anthropic_client(gateway_url: str, user_key: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=gateway_url, auth_token=user_key, api_key=None, timeout=120, max_retries=0)
+    return anthropic.Anthropic(base_url=gateway_url, auth_token=user_key, api_key=None, timeout=HANGS, max_retries=0)
 
 
 def test_openai_chinese(openai_client: openai.OpenAI) -> None:
@@ -112,7 +113,7 @@ def test_anthropic_tool_call_and_result(anthropic_client: anthropic.Anthropic, s
 
 def test_anthropic_api_key_header(gateway_url: str, user_key: str) -> None:
     """Programs that know ANTHROPIC_API_KEY only send x-api-key."""
-    client = anthropic.Anthropic(base_url=gateway_url, api_key=user_key, timeout=120, max_retries=0)
+    client = anthropic.Anthropic(base_url=gateway_url, api_key=user_key, timeout=HANGS, max_retries=0)
     answer = client.messages.create(model=MODEL, max_tokens=64, messages=[{"role": "user", "content": "@say ok"}])
     assert [block.text for block in answer.content if block.type == "text"] == ["ok"]
 

@@ -9,6 +9,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+from patience import HANGS
 
 UNITS = ["vllm@coder", "litellm@main"]
 
@@ -98,7 +99,7 @@ def get(url: str, key: str | None = None) -> tuple[int, Any]:
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=HANGS) as response:
             body = response.read().decode()
             status = response.status
     except urllib.error.HTTPError as error:

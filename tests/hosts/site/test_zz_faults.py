@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import anthropic
-from conftest import run, wait_until
+from conftest import run
+from patience import HANGS, wait_until
 
 MODEL = "local-claude-coder"
 # Long enough that the stream is open when the engine dies.
@@ -19,14 +19,14 @@ LONG = "@say " + "The quick brown fox jumps over the lazy dog. " * 300
 KILLER = """
 import os, sys, time
 end = time.monotonic() + 3
-while time.monotonic() < end:
+while time.monotonic() < end:  # clock: a pause without sleep
     pass
 os.kill(int(sys.argv[1]), 9)
 """
 
 
 def client(url: str, key: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=url, auth_token=key, api_key=None, timeout=120, max_retries=0)
+    return anthropic.Anthropic(base_url=url, auth_token=key, api_key=None, timeout=HANGS, max_retries=0)
 
 
 def answers(url: str, key: str) -> bool:
@@ -43,39 +43,38 @@ def healthy(host: Any) -> bool:
     return bool(host.run("curl -fsS http://127.0.0.1:8000/health").rc == 0)
 
 
-def stream_and_kill(host: Any, container: str, url: str, key: str) -> tuple[str, float]:
-    """How a long stream ended whose engine was killed meanwhile, and after how many seconds."""
+def stream_and_kill(host: Any, container: str, url: str, key: str) -> str:
+    """How a long stream ended whose engine was killed meanwhile."""
     # The unit gives up after a few starts within the hour; this test is not about that.
     host.check_output("systemctl reset-failed vllm@coder")
     main = host.check_output("systemctl show -P MainPID vllm@coder")
-    began = time.monotonic()
     run("docker", "exec", "-d", container, "python3", "-c", KILLER, main)
     try:
         with client(url, key).messages.stream(
             model=MODEL, max_tokens=16000, messages=[{"role": "user", "content": LONG}]
         ) as stream:
             ended = str(stream.get_final_message().stop_reason)
+    except anthropic.APITimeoutError:
+        ended = "hung"
     except Exception as error:
         # The SDK has no one error for this: an error event, a cut connection and a half message differ.
         ended = f"error: {error!r}"
-    took = time.monotonic() - began
     if not ended.startswith("error"):
-        wait_until(lambda: not healthy(host), 10, "the engine is gone")
-    return ended, took
+        wait_until(lambda: not healthy(host), "the engine is gone")
+    return ended
 
 
 def test_engine_killed_during_a_stream(host: Any, container: str, gateway_url: str, user_key: str) -> None:
-    """The client gets an error in seconds, the unit comes back by itself, the next call works."""
+    """The client gets an error, the unit comes back by itself, the next call works."""
     for _attempt in range(3):
-        ended, took = stream_and_kill(host, container, gateway_url, user_key)
-        wait_until(lambda: healthy(host), 240, "the engine is up again")
+        ended = stream_and_kill(host, container, gateway_url, user_key)
+        wait_until(lambda: healthy(host), "the engine is up again")
         if ended.startswith("error"):
             break
         # A starved machine ran the kill after the whole answer: that says nothing yet.
-    assert ended.startswith("error"), f"{ended} after {took:.1f} s"
-    assert took < 60, f"hung for {took:.0f} s, then {ended}"
+    assert ended.startswith("error"), ended
     assert int(host.service("vllm@coder").systemd_properties["NRestarts"]) >= 1
-    wait_until(lambda: answers(gateway_url, user_key), 60, "the next call works")
+    wait_until(lambda: answers(gateway_url, user_key), "the next call works")
 
 
 def all_keys(host: Any) -> dict[str, str]:
@@ -108,7 +107,6 @@ def test_everything_is_up_after_a_restart_of_the_host(host: Any, container: str,
             if (value := host.run("systemctl is-system-running --wait").stdout.strip()) in ("running", "degraded")
             else ""
         ),
-        300,
         "systemd is up",
     )
     assert state == "running", host.run("systemctl --failed --no-pager").stdout
@@ -116,5 +114,5 @@ def test_everything_is_up_after_a_restart_of_the_host(host: Any, container: str,
     def url() -> str:
         return "http://" + run("docker", "port", container, "4000/tcp").stdout.splitlines()[0]
 
-    wait_until(lambda: host.run("curl -fsS http://127.0.0.1:8000/health").rc == 0, 240, "the engine is up")
-    wait_until(lambda: answers(url(), user_key), 120, "a call works")
+    wait_until(lambda: host.run("curl -fsS http://127.0.0.1:8000/health").rc == 0, "the engine is up")
+    wait_until(lambda: answers(url(), user_key), "a call works")

@@ -10,14 +10,14 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = os.environ.get("MODELHOST_INVENTORY", str(ROOT / "molecule/weights/inventory"))
@@ -65,13 +65,6 @@ def shell(host: str, script: str, check: bool = True) -> str:
     done = subprocess.run(["docker", "exec", host, "sh", "-c", script], capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, f"{host}: {script}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
-
-
-def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.2)
 
 
 def address(host: str) -> str:
@@ -270,12 +263,12 @@ def test_a_killed_controller_stops_nothing() -> None:
             start_new_session=True,
         )  # fmt: skip
         # In the middle of the files, of which all come at the same time.
-        wait_until(lambda: sum(downloaded().values()) > 1_000_000, 120, "a download is under way")
+        wait_until(lambda: sum(downloaded().values()) > 1_000_000, "a download is under way")
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         assert shell(MIRROR, f"test -e {STORE}/{REPO}/{OLD} || echo hidden") == "hidden"
         before = sum(downloaded().values())
-        wait_until(lambda: sum(downloaded().values()) > before + 300_000, 30, "the download goes on by itself")
+        wait_until(lambda: sum(downloaded().values()) > before + 300_000, "the download goes on by itself")
         assert status(A, f"/{REPO}/resolve/{OLD}/config.json").startswith("404"), "nothing of it is served"
     finally:
         hub("_settings", "POST", {"rate": 0})
@@ -311,7 +304,7 @@ def test_the_mirror_is_not_asked_by_way_of_a_proxy() -> None:
 
 def test_a_killed_server_comes_back() -> None:
     shell(MIRROR, "systemctl kill -s KILL hf-mirror")
-    wait_until(lambda: status(A, "/health") == "200", 30, "systemd starts it again")
+    wait_until(lambda: status(A, "/health") == "200", "systemd starts it again")
 
 
 # --- models come and go ------------------------------------------------------------------------------------------
@@ -324,16 +317,11 @@ def main_pid() -> str:
 def test_another_revision_is_served_without_letting_go_of_clients() -> None:
     pid = main_pid()
     name = f"{REPO}/resolve/{OLD}/model-00001-of-00004.safetensors"
-    slow = subprocess.Popen(
-        [
-            "docker",
-            "exec",
-            A,
-            "sh",
-            "-c",
-            f"curl -sf --limit-rate 60k -o /tmp/slow {url()}/{name}; echo $? >/tmp/slow.rc",
-        ]
-    )
+    # A client that takes the first bytes, and the others when it is told to.
+    curl = f"curl -sfN {url()}/{name}; echo $? >/tmp/slow.rc"
+    take = "head -c 1000; until [ -e /tmp/slow.on ]; do sleep 0.2; done; cat"
+    slow = subprocess.Popen(["docker", "exec", A, "sh", "-c", f"{{ {curl}; }} | {{ {take}; }} >/tmp/slow"])
+    wait_until(lambda: shell(A, "test -s /tmp/slow && echo begun", check=False), "the first bytes are there")
     done = stage([MIRROR], weights_revision=NEW)
     assert done.count(MIRROR, "changed") > 0
     assert main_pid() == pid, "reloaded, not restarted"
@@ -341,8 +329,10 @@ def test_another_revision_is_served_without_letting_go_of_clients() -> None:
     assert status(A, f"/{REPO}/resolve/{OLD}/config.json") == "200"
     told = shell(A, f"curl -sf {url()}/api/models/{REPO}")
     assert json.loads(told)["sha"] == NEW, "main is what came last"
-    slow.wait(timeout=120)
-    with undone(A, "rm -f /tmp/slow /tmp/slow.rc"):
+    assert slow.poll() is None
+    shell(A, "touch /tmp/slow.on")
+    slow.wait(timeout=HANGS)
+    with undone(A, "rm -f /tmp/slow /tmp/slow.rc /tmp/slow.on"):
         assert (
             shell(A, f"cat /tmp/slow.rc; cmp /tmp/slow {STORE}/{name.replace('resolve/', '')} && echo same")
             == "0\nsame"

@@ -23,6 +23,8 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+#: Seconds after which the other side is taken for dead.
+HANGS = 1200
 #: Headers that are passed on, there and back.
 ASKED = ("Accept", "Range", "If-Modified-Since", "If-None-Match", "User-Agent")
 TOLD = ("Content-Type", "Last-Modified", "ETag", "Content-Range", "Accept-Ranges")
@@ -56,7 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             url, headers={name: self.headers[name] for name in ASKED if name in self.headers}
         )
         try:
-            answer = urllib.request.urlopen(request, timeout=60)
+            answer = urllib.request.urlopen(request, timeout=HANGS)
         except urllib.error.HTTPError as error:
             answer = error
         except OSError as error:
@@ -111,7 +113,7 @@ class Proxy(Handler):
             return
         host, _colon, port = self.path.rpartition(":")
         try:
-            there = socket.create_connection((host, int(port)), timeout=30)
+            there = socket.create_connection((host, int(port)), timeout=HANGS)
         except OSError as error:
             self.send_error(502, str(error))
             return
@@ -125,7 +127,7 @@ class Proxy(Handler):
 
     def one_way(self, ends):
         """Pass on what came; false when one of the two has ended, or nobody says anything."""
-        ready, _write, _fail = select.select(list(ends), [], [], 60)
+        ready, _write, _fail = select.select(list(ends), [], [], HANGS)
         for end in ready:
             data = end.recv(65536)
             if not data:
