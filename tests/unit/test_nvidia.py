@@ -24,7 +24,10 @@ PIN = nvidia_plan.pins()["driver"]["version"]
 FILES = {
     "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n"
     "GCC version:  gcc version 13.3.0\n",
-    "/sys/module/nouveau/initstate": "live\n",
+    "/sys/module/nova_core/initstate": "live\n",
+    "/proc/driver/nvidia/gpus/0000:01:00.0/information": "",
+    "/sys/class/infiniband/mlx5_0/device/vpd": "PN ConnectX-7",
+    "/sys/class/infiniband/mlx5_1/device/vpd": "SMDL=SW_MNG",
     "/sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n",
     "/sys/bus/pci/devices/0000:01:00.0/class": "0x030200\n",
     "/sys/bus/pci/devices/0000:01:00.0/device": "0x2330\n",
@@ -45,6 +48,10 @@ OUTPUTS = {
     "uname -r": "6.1.0-18-amd64\n",
     "modinfo -F version nvidia": "580.173.02\n",
     "mokutil --test-key /var/lib/dkms/mok.pub": "/var/lib/dkms/mok.pub is already enrolled\n",
+    "dpkg-query -W -f ${Package}\t${db:Status-Abbrev}\n linux-*": "linux-image-6.1.0-18-amd64\tii \n"
+    "linux-image-amd64\tii \nlinux-headers-amd64\thi \nlinux-libc-dev\tii \nlinux-base\tii \n"
+    "linux-modules-nvidia-580-server-open-amd64\tii \nlinux-image-cloud-amd64\tun \n",
+    "dpkg-query -W -f ${db:Status-Status} nvlsm": "installed",
     "dpkg-query": "nvidia-driver-cuda\t580.173.02-1\tii \n"
     "libcuda1\t580.173.02-1\thi \n"
     "nvidia-fabricmanager\t1:580.95.05-1\tii \n"
@@ -55,8 +62,6 @@ OUTPUTS = {
     "modinfo -k 6.1.0-20-amd64": "580.173.02\n",
     "apt-mark showhold": "libcuda1\nlinux-image-amd64\n",
     "systemctl is-active nvidia-persistenced.service": "active\n",
-    "nvidia-smi --query-remapped-rows": "GPU-0, Yes, No\nGPU-1, 0, 1\n",
-    "nvidia-smi --query-gpu=uuid": "GPU-0, 4, 5, 0\nGPU-1, 5, 5, [N/A]\n",
     "journalctl": "NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.\n"
     "NVRM: Xid (PCI:0000:01:00): 79, pid=2, GPU has fallen off the bus.\n"
     "NVRM: Xid (PCI:0000:02:00): 31, pid=3, MMU Fault\n",
@@ -82,7 +87,7 @@ def test_facts() -> None:
         "devices": [{"pci": "0000:01:00.0", "id": "0x2330"}],
         "secure_boot": True,
         "mok": True,
-        "nouveau": True,
+        "other_driver": "nova_core",
         "module_loaded": "580.95.05",
         "open": True,
         "module_on_disk": "580.173.02",
@@ -98,14 +103,16 @@ def test_facts() -> None:
         "fabricmanager": "580.95.05",
         "toolkit": "1.20.0",
         "cdi": ["/etc/cdi/nvidia.yaml"],
+        "kernels": ["linux-headers-amd64", "linux-image-amd64", "linux-modules-nvidia-580-server-open-amd64"],
+        "kernel_holds": ["linux-image-amd64"],
         "headers": True,
         "persistenced": True,
         "sources": {"driver": ["/etc/apt/sources.list.d/cuda.list"], "toolkit": []},
-        "rows": {"GPU-0": {"pending": True, "failed": False}, "GPU-1": {"pending": False, "failed": True}},
-        "links": {
-            "GPU-0": {"generation": 4, "generation_card": 5, "ecc_errors_ever": 0},
-            "GPU-1": {"generation": 5, "generation_card": 5, "ecc_errors_ever": 0},
-        },
+        "taken": ["0000:01:00.0"],
+        "bridges": ["mlx5_1"],
+        "nvlsm": True,
+        "ib_umad": False,
+        "uvm": False,
         "xids": [{"pci": "0000:01:00", "xid": 79}, {"pci": "0000:02:00", "xid": 31}],
     }
 
@@ -140,7 +147,7 @@ def decide(probe: dict[str, Any], facts: dict[str, Any], **site: Any) -> dict[st
     return nvidia_plan.plan({**HOST, **probe, "nvidia": {**FACTS, **facts}}, wishes)
 
 
-DEBIAN_NAMES = ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
+DEBIAN_NAMES = ["nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-modprobe", "nvidia-persistenced"]
 UBUNTU_NAMES = ["nvidia-headless-no-dkms-580-server-open", "nvidia-utils-580-server"]
 NVIDIA_NAMES = ["libnvidia-compute-580", "nvidia-utils-580", "nvidia-compute-utils-580", "nvidia-dkms-580-open"]
 
@@ -194,7 +201,7 @@ NVIDIA_NAMES = ["libnvidia-compute-580", "nvidia-utils-580", "nvidia-compute-uti
             "install",
             "nvidia",
             PIN,
-            ["nvidia-driver-cuda", "nvidia-kernel-dkms"],
+            ["nvidia-driver-cuda", "nvidia-kernel-dkms", "nvidia-modprobe", "nvidia-persistenced"],
             [],
         ),
         # A driver that works stays: another one, an older one, one from a .run file.
@@ -255,18 +262,67 @@ def test_modules_of_ubuntu() -> None:
         "signed": "linux-modules-nvidia-580-server-open-6.8.0-111-generic",
         "built": "nvidia-dkms-580-server-open",
     }
-    rdepends = (
-        "linux-modules-nvidia-580-server-open-6.8.0-111-generic\nReverse Depends:\n"
-        "  linux-modules-nvidia-580-server-open-generic-6.8\n  linux-modules-nvidia-580-server-open-generic\n"
-    )
-    # The one beside the kernel's own metapackage follows kernels; without such there is only this kernel's.
-    kernels = ["linux-image-6.8.0-111-generic", "linux-image-generic"]
-    assert nvidia_plan.module_packages(wanted, rdepends, kernels) == [
-        wanted["signed"],
-        "linux-modules-nvidia-580-server-open-generic",
+    assert decide(UBUNTU, {"kernels": KERNELS})["headers"] == [
+        "linux-headers-6.8.0-111-generic",
+        "linux-headers-generic",
     ]
-    assert nvidia_plan.module_packages(wanted, rdepends, []) == [wanted["signed"]]
-    assert nvidia_plan.module_packages(wanted, "", kernels) == [wanted["built"]]
+
+
+KERNELS = ["linux-generic", "linux-headers-generic", "linux-image-generic"]
+RDEPENDS = (
+    "linux-modules-nvidia-580-server-open-6.8.0-111-generic\nReverse Depends:\n"
+    "  linux-modules-nvidia-580-server-open-generic-6.8\n  linux-modules-nvidia-580-server-open-generic\n"
+)
+SIGNED = [
+    "linux-modules-nvidia-580-server-open-6.8.0-111-generic",
+    # Beside the kernel's own metapackage: it follows kernels. Without such there is only this kernel's.
+    "linux-modules-nvidia-580-server-open-generic",
+]
+NEWEST = ["linux-image-generic", "linux-modules-nvidia-580-server-open-generic"]
+BUILT = ["nvidia-dkms-580-server-open", "linux-headers-6.8.0-111-generic"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "allow_reboot", "rdepends", "expected"),
+    [
+        # Whatever apt cannot install is passed over for the next.
+        ({"kernels": KERNELS}, True, RDEPENDS, [SIGNED, NEWEST, [*BUILT, "linux-headers-generic"]]),
+        ({"kernels": KERNELS}, False, RDEPENDS, [SIGNED, [*BUILT, "linux-headers-generic"]]),
+        ({"kernels": KERNELS}, True, "", [NEWEST, [*BUILT, "linux-headers-generic"]]),
+        ({}, True, RDEPENDS, [SIGNED[:1], BUILT]),
+        # The kernel would refuse what is built here.
+        ({"kernels": KERNELS, "secure_boot": True}, True, RDEPENDS, [SIGNED, NEWEST]),
+        ({"kernels": KERNELS, "secure_boot": True}, False, "", []),
+        ({"secure_boot": True, "mok": True}, False, "", [BUILT]),
+    ],
+)
+def test_ways_to_the_modules(
+    facts: dict[str, Any], allow_reboot: bool, rdepends: str, expected: list[list[str]]
+) -> None:
+    probe = {**HOST, **UBUNTU, "nvidia": {**FACTS, **facts}}
+    found = nvidia_plan.module_choices(probe, decide(UBUNTU, facts), allow_reboot, rdepends)
+    assert [choice["packages"] for choice in found] == expected
+    assert [choice["reboot"] for choice in found] == [choice["packages"] == NEWEST for choice in found]
+
+
+def test_what_waits_for_the_next_kernel_is_not_installed_again() -> None:
+    facts = {
+        "kernels": KERNELS,
+        "packages": {"nvidia-utils-580-server": "580.95.05-0ubuntu0.24.04.1"},
+        "next_kernel": {"name": "6.8.0-117-generic", "module": "580.95.05"},
+    }
+    what = decide(UBUNTU, facts)
+    assert what["version"] == "580.95.05", "whatever the archive has by now"
+    first = nvidia_plan.module_choices({**HOST, **UBUNTU, "nvidia": {**FACTS, **facts}}, what, False, RDEPENDS)[0]
+    assert first == {"kind": "waiting", "packages": [], "reboot": True}
+
+
+def test_kernels_that_are_held_with_the_driver() -> None:
+    signed = {"packages": {SIGNED[0]: "6.8.0-111.111"}, "kernels": [*KERNELS, SIGNED[1]]}
+    assert nvidia_plan.kernel_packages({"nvidia": signed}) == [*KERNELS, SIGNED[1]]
+    built = {"packages": {"nvidia-kernel-open-dkms": "580.173.02-1"}, "kernels": ["linux-image-amd64"]}
+    assert nvidia_plan.kernel_packages({"nvidia": built}) == [], "modules that are built here follow each kernel"
+    assert nvidia_plan.kernel_packages({}) == []
 
 
 def test_packages_of_one_version() -> None:
@@ -287,9 +343,26 @@ def test_packages_of_one_version() -> None:
         ({"module_loaded": "580.95.05", "module_on_disk": "580.173.02"}, 8, ""),
         ({"module_loaded": "580.95.05", "module_on_disk": "580.95.05"}, 0, ""),
         (
-            {"module_loaded": "", "module_on_disk": "580.95.05", "nouveau": True},
+            {"module_loaded": "", "module_on_disk": "580.95.05", "other_driver": "nouveau"},
             0,
             "the kernel's own driver nouveau holds the GPUs",
+        ),
+        (
+            {"module_loaded": "", "module_on_disk": "580.95.05", "other_driver": "nova_core"},
+            0,
+            "the kernel's own driver nova_core holds the GPUs",
+        ),
+        (
+            {"next_kernel": {"name": "6.8.0-117-generic", "module": "580.173.02"}},
+            0,
+            "there is no module for the running kernel, and one for 6.8.0-117-generic, the kernel of the next start",
+        ),
+        ({"next_kernel": {"name": "6.8.0-117-generic", "module": ""}}, 0, ""),
+        # Replaced together with the kernel: nothing is left for this one.
+        (
+            {"module_loaded": "580.95.05", "next_kernel": {"name": "6.8.0-117-generic", "module": "580.173.02"}},
+            0,
+            "module 580.95.05 is loaded and 580.173.02 is on disk",
         ),
         ({"module_loaded": "", "module_on_disk": "580.95.05"}, 0, ""),
         ({}, 0, ""),
@@ -383,7 +456,7 @@ TEXTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     (
         "no driver on Ubuntu, nouveau in the way",
         UBUNTU,
-        {"nouveau": True},
+        {"other_driver": "nouveau"},
         {},
         "warning: box: NVIDIA driver\n"
         "8 NVIDIA device(s) are there; no driver is loaded, so 580 with open kernel modules from the distribution's "
@@ -396,7 +469,7 @@ TEXTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     (
         "nouveau in the way, and it may be restarted",
         UBUNTU,
-        {"nouveau": True},
+        {"other_driver": "nouveau"},
         {"accelerator_allow_reboot": True},
         "warning: box: NVIDIA driver\n"
         "8 NVIDIA device(s) are there; no driver is loaded, so 580 with open kernel modules from the distribution's "
@@ -600,18 +673,95 @@ TEXTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     (
         "a GPU that the driver does not show",
         works(gpu(0), nvidia_devices=2),
-        {},
+        {"devices": [{"pci": "0000:00:00.0"}, {"pci": "0000:01:00.0"}], "taken": ["0000:00:00.0", "0000:01:00.0"]},
         {},
         "warning: box: GPUs = 1\n"
-        "2 NVIDIA devices are on the PCI bus, and the driver shows 1 GPU(s)\n"
+        "2 NVIDIA devices are on the PCI bus, and the driver shows 1 GPU(s); without 0000:01:00.0; the driver took "
+        "0000:01:00.0 and cannot use it\n"
         "→ restart the host; if it stays away, see to the card's seat and power, and have it replaced",
     ),
     (
+        "GPUs that are started anew for each question",
+        {**works(), "gpus": [], "nvidia_smi_slow": True, "nvidia_smi_complaint": "no answer within 90 seconds"},
+        {},
+        {},
+        "box: NVIDIA driver = '580.95.05'\n"
+        "nvidia-smi gave no answer within 90 seconds: the driver is loaded and slow, as where it starts all GPUs anew "
+        "for each question because persistence is off\n"
+        "→ sudo nvidia-smi -pm 1, and run this again (the role accelerator keeps it on from then on)",
+    ),
+    (
+        "the kernel's driver in Rust",
+        {},
+        {"other_driver": "nova_core"},
+        {},
+        f"warning: box: NVIDIA driver\n"
+        f"8 NVIDIA device(s) are there; no driver is loaded, so {PIN} with open kernel modules from NVIDIA's "
+        "repository is installed\n"
+        "→ the host has to be restarted, because the kernel's own driver nova_core holds the GPUs: the run stops for "
+        "it there; restart it and run again, or set accelerator_allow_reboot: true",
+    ),
+    (
+        "switches that are no PCI devices",
+        works(gpu(0, name="NVIDIA B200"), gpu(1, name="NVIDIA B200"), fabricmanager="active"),
+        {"fabricmanager": "580.95.05", "ib_umad": True},
+        {},
+        "box: NVSwitch\n"
+        "the GPUs are joined by NVSwitches of the fifth generation, which need the subnet manager nvlsm and the "
+        "kernel's module ib_umad beside nvidia-fabricmanager; there is no nvlsm, so CUDA would end with error 802\n"
+        "→ sudo apt-get install nvlsm (NVIDIA's repository), echo ib_umad | sudo tee /etc/modules-load.d/ib_umad.conf, "
+        "sudo modprobe ib_umad, and run this again: it brings nvidia-fabricmanager",
+    ),
+    (
+        "switches that are no PCI devices, before there is a driver",
+        {"nvswitch": True},
+        {"bridges": ["mlx5_4"], "nvlsm": True},
+        {"accelerator_provider": "nvidia"},
+        "box: NVSwitch\n"
+        "the GPUs are joined by NVSwitches of the fifth generation, which need the subnet manager nvlsm and the "
+        "kernel's module ib_umad beside nvidia-fabricmanager; there is no ib_umad, so CUDA would end with error 802\n"
+        "→ sudo apt-get install nvlsm (NVIDIA's repository), echo ib_umad | sudo tee /etc/modules-load.d/ib_umad.conf, "
+        "sudo modprobe ib_umad, and run this again: it brings nvidia-fabricmanager",
+    ),
+    (
+        "switches that are no PCI devices, with all that they need",
+        works(gpu(0, name="NVIDIA B200", fabric="Completed"), gpu(1, name="NVIDIA B200"), fabricmanager="active"),
+        {"fabricmanager": "580.95.05", "bridges": ["mlx5_4"], "nvlsm": True, "ib_umad": True},
+        {},
+        "",
+    ),
+    (
+        "a fabric that does not come about",
+        works(gpu(0, fabric="Completed"), gpu(1, fabric="In Progress"), nvswitch=True, fabricmanager="active"),
+        {"fabricmanager": "580.95.05"},
+        {"accelerator_provider": "none"},
+        "box: nvidia-fabricmanager = 'active'\n"
+        "the fabric manager runs and has not joined all GPUs (GPU 1: In Progress): CUDA ends with error 802\n"
+        "→ look at journalctl -u nvidia-fabricmanager and nvidia-smi -q (Fabric); restart it, or the host",
+    ),
+    (
+        "memory that nvidia-smi does not tell, and the table does",
+        works(gpu(0, name="NVIDIA GB10", memory_total=None, memory_free=None), memory={"total": 128 * GIB}),
+        {},
+        {},
+        "warning: box: GPU 0 = 'NVIDIA GB10'\n"
+        "nvidia-smi tells no size of its memory, as where it shares the CPU's; 119.7 GiB are reckoned with "
+        "(catalog/hardware.yml)\n"
+        "→ set max_model_len and gpu_memory_utilization for its engine yourself, and watch the engine's start",
+    ),
+    (
+        "memory that nobody tells",
+        works(gpu(0, name="NVIDIA X1", memory_total=None, memory_free=None)),
+        {},
+        {},
+        "warning: box: GPU 0 = 'NVIDIA X1'\n"
+        "nvidia-smi tells no size of its memory, as where it shares the CPU's, so nothing can be reckoned for it\n"
+        "→ set max_model_len and gpu_memory_utilization for its engine yourself, and watch the engine's start",
+    ),
+    (
         "a GPU that ages",
-        works(gpu(0)),
+        works(gpu(0, rows_pending=True, pcie_generation=3, pcie_generation_card=5, ecc_errors_ever=2)),
         {
-            "rows": {"GPU-0": {"pending": True, "failed": False}},
-            "links": {"GPU-0": {"generation": 3, "generation_card": 5, "ecc_errors_ever": 2}},
             "xids": [{"pci": "0000:00:00", "xid": 31}, {"pci": "0000:00:00", "xid": 63}],
         },
         {},
@@ -630,8 +780,8 @@ TEXTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ),
     (
         "a GPU that has no spare rows left",
-        works(gpu(0)),
-        {"rows": {"GPU-0": {"pending": True, "failed": True}}},
+        works(gpu(0, rows_pending=True, rows_failed=True)),
+        {},
         {},
         "box: GPU 0 = 'NVIDIA H100 80GB HBM3'\n"
         "a row of its memory is defective, and there is no spare row left to take its place\n"
