@@ -15,7 +15,8 @@ class FilterModule:
         return {
             "accelerator_provider": nvidia_plan.provider,
             "nvidia_plan": nvidia_plan.plan,
-            "nvidia_module_packages": nvidia_plan.module_packages,
+            "nvidia_module_choices": nvidia_plan.module_choices,
+            "nvidia_kernel_packages": nvidia_plan.kernel_packages,
             "nvidia_of_version": nvidia_plan.of_version,
             "nvidia_restart_reason": nvidia_plan.restart_reason,
         }

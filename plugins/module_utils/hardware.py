@@ -107,7 +107,10 @@ def machine(
         "notes": [],
     }
     if variant == "cuda":
-        result["devices"] = [gpu_device(gpu, free) for gpu in gpus]
+        known = [gpu for gpu in gpus if gpu_memory(gpu, facts) is not None]
+        result["devices"] = [gpu_device(gpu, facts, free) for gpu in known]
+        unknown = dict.fromkeys(gpu["name"] for gpu in gpus if gpu not in known)
+        result["notes"] += [f"{name} tells no size of its memory: nothing is reckoned for it" for name in unknown]
         capabilities = [float(gpu.get("compute_capability") or 0) for gpu in gpus]
         result["compute_capability"] = min(capabilities, default=0.0)
     else:
@@ -126,13 +129,25 @@ def cores_reserved(wish: Any) -> int | None:
     return int(wish)
 
 
-def gpu_device(gpu: dict[str, Any], free: bool) -> dict[str, Any]:
+def gpu_memory(gpu: dict[str, Any], facts: dict[str, Any]) -> float | None:
+    """Bytes of a GPU's memory. One that shares the CPU's memory tells none: then what the table knows of it, and no
+    more than the computer has; None where nobody knows."""
+    if gpu["memory_total"] is not None:
+        return float(gpu["memory_total"])
+    known = gpu_row(gpu["name"]).get("memory_gib")
+    whole = (facts.get("memory") or {}).get("total") or 0
+    return min(known * GIB, whole) if known and whole else None
+
+
+def gpu_device(gpu: dict[str, Any], facts: dict[str, Any], free: bool) -> dict[str, Any]:
     """One GPU."""
     row = gpu_row(gpu["name"])
-    total = gpu["memory_total"] * capacity.GPU_VISIBLE
+    total = (gpu_memory(gpu, facts) or 0) * capacity.GPU_VISIBLE
     budget = total * capacity.GPU_MEMORY_UTILIZATION
     if free:
-        budget = min(budget, gpu.get("memory_free", total) + gpu.get("memory_engines", 0))
+        left = gpu.get("memory_free", total)
+        left = (facts.get("memory") or {}).get("available", total) if left is None else left
+        budget = min(budget, left + gpu.get("memory_engines", 0))
     notes = [] if row else [f"no figures for {gpu['name']} in catalog/hardware.yml: speeds cannot be estimated"]
     return {
         "index": gpu["index"],

@@ -125,7 +125,9 @@ def driver_packages(probe: dict[str, Any], source: str, branch: str, opened: boo
     if source == "distribution":
         return [f"nvidia-headless-no-dkms-{branch}-server{'-open' if opened else ''}", f"nvidia-utils-{branch}-server"]
     if probe.get("distribution") == "debian":
-        return ["nvidia-driver-cuda", "nvidia-kernel-open-dkms" if opened else "nvidia-kernel-dkms"]
+        # The last two are packages of their own there: what makes device nodes, and what keeps the driver loaded.
+        kernel = "nvidia-kernel-open-dkms" if opened else "nvidia-kernel-dkms"
+        return ["nvidia-driver-cuda", kernel, "nvidia-modprobe", "nvidia-persistenced"]
     end = f"-{branch}" if int(branch) < PLAIN_NAMES else ""
     names = [f"{name}{end}" for name in ("libnvidia-compute", "nvidia-utils", "nvidia-compute-utils")]
     return [*names, f"nvidia-dkms{end}{'-open' if opened else ''}"]
@@ -145,23 +147,92 @@ def modules(source: str, branch: str, opened: bool, kernel: str) -> dict[str, st
     return {"prefix": prefix, "signed": f"{prefix}{kernel}", "built": f"nvidia-dkms-{name}"}
 
 
-def module_packages(wanted: dict[str, str], rdepends: str, kernels: list[str]) -> list[str]:
-    """The packages with the driver's modules. rdepends: what `apt-cache rdepends` says of the signed ones for the
-    running kernel, empty where there are none. kernels: installed packages linux-image-*, so that the metapackage
-    beside the kernel's own brings modules with each new kernel."""
-    if not rdepends.strip():
-        return [wanted["built"]]
-    flavours = [name.removeprefix("linux-image-") for name in kernels]
-    names = set(re.findall(r"(?m)^\s+(\S+)$", rdepends))
-    return [wanted["signed"], *sorted(name for name in names if name.removeprefix(wanted["prefix"]) in flavours)]
+def headers(probe: dict[str, Any]) -> list[str]:
+    """What modules are built with here: the running kernel's headers, and what brings those of kernels to come."""
+    own = [] if (probe.get("nvidia") or {}).get("headers") else [f"linux-headers-{probe.get('kernel', '')}"]
+    return own + [f"linux-headers-{name}" for name in flavours(probe)]
+
+
+def flavours(probe: dict[str, Any]) -> list[str]:
+    """Kinds of kernels of which this host gets each new one: `generic`, `amd64`."""
+    names = (probe.get("nvidia") or {}).get("kernels") or []
+    return [name.removeprefix("linux-image-") for name in names if name.startswith("linux-image-")]
+
+
+def module_choices(
+    probe: dict[str, Any], what: dict[str, Any], allow_reboot: bool, rdepends: str = ""
+) -> list[dict[str, Any]]:
+    """Ways to the driver's modules, the best first: [{kind, packages, reboot}]. apt tells which can be gone.
+
+    NVIDIA's repository has modules that are built here, and what is built with is all that is to be found. Ubuntu's
+    archive builds modules for its newest kernel; those of older ones stay in it and may fit no driver any more.
+    what: the plan. rdepends: what `apt-cache rdepends` says of the signed modules for the running kernel.
+    """
+    wanted, facts, found = what["modules"], probe.get("nvidia") or {}, []
+    kinds = flavours(probe)
+    if not wanted:
+        return [{"kind": "built", "packages": what["headers"], "reboot": False}]
+    coming = facts.get("next_kernel") or {}
+    if what["version"] and coming.get("module") == what["version"]:
+        # An earlier run installed it, and the host was not restarted since.
+        found.append({"kind": "waiting", "packages": [], "reboot": True})
+    if rdepends.strip():
+        names = set(re.findall(r"(?m)^\s+(\S+)$", rdepends))
+        # The metapackage beside the kernel's own brings modules with each new kernel.
+        beside = sorted(name for name in names if name.removeprefix(wanted["prefix"]) in kinds)
+        found.append({"kind": "signed", "packages": [wanted["signed"], *beside], "reboot": False})
+    if kinds and allow_reboot:
+        newest = [name for kind in kinds for name in (f"linux-image-{kind}", f"{wanted['prefix']}{kind}")]
+        found.append({"kind": "newest", "packages": newest, "reboot": True})
+    if not facts.get("secure_boot") or facts.get("mok"):
+        found.append({"kind": "built", "packages": [wanted["built"], *what["headers"]], "reboot": False})
+    return found
+
+
+def kernel_packages(probe: dict[str, Any]) -> list[str]:
+    """What has to be held with the driver: packages that would bring a kernel whose signed modules fit another driver
+    alone. Modules that are built here follow each kernel."""
+    signed = any(name.startswith("linux-modules-nvidia-") for name in installed(probe))
+    return list((probe.get("nvidia") or {}).get("kernels") or []) if signed else []
 
 
 def fabric_packages(probe: dict[str, Any], source: str, branch: str) -> list[str]:
     """The fabric manager, where GPUs are joined by NVSwitch. Ubuntu's is named after the branch and belongs to the
     drivers called -server."""
-    if not probe.get("nvswitch"):
+    if not switched(probe):
         return []
     return [f"nvidia-fabricmanager-{branch}"] if source == "distribution" else ["nvidia-fabricmanager"]
+
+
+def fifth_generation(probe: dict[str, Any]) -> bool:
+    """Whether GPUs are joined by NVSwitches that are no PCI devices (HGX B200, B300): by the mark of the bridges that
+    lead to them, or by the GPUs' names where no bridge can be read."""
+    names = [gpu.get("name") or "" for gpu in probe.get("gpus") or []]
+    several = sum(bool(re.search(r"\bB[23]00\b", name)) for name in names) > 1
+    return several or bool((probe.get("nvidia") or {}).get("bridges"))
+
+
+def switched(probe: dict[str, Any]) -> bool:
+    """Whether NVSwitch joins the GPUs, so that CUDA needs a fabric manager."""
+    return bool(probe.get("nvswitch")) or fifth_generation(probe)
+
+
+def switch_problem(probe: dict[str, Any]) -> list[dict[str, Any]]:
+    """What NVSwitches of the fifth generation need and this role does not install, where it is missing."""
+    facts = probe.get("nvidia") or {}
+    lacking = [name for name, there in (("nvlsm", facts.get("nvlsm")), ("ib_umad", facts.get("ib_umad"))) if not there]
+    if not fifth_generation(probe) or not lacking:
+        return []
+    why = (
+        "the GPUs are joined by NVSwitches of the fifth generation, which need the subnet manager nvlsm and the "
+        f"kernel's module ib_umad beside nvidia-fabricmanager; there is no {' and no '.join(lacking)}, so CUDA would "
+        "end with error 802"
+    )
+    fix = (
+        "sudo apt-get install nvlsm (NVIDIA's repository), echo ib_umad | sudo tee /etc/modules-load.d/ib_umad.conf, "
+        "sudo modprobe ib_umad, and run this again: it brings nvidia-fabricmanager"
+    )
+    return [{"variable": "NVSwitch", "value": None, "problem": why, "fix": fix, "level": "error"}]
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
@@ -190,10 +261,11 @@ def plan(probe: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
         "open": takes_open(probe, str(wishes["nvidia_open_modules"])),
         "packages": [],
         "modules": {},
-        "headers": f"linux-headers-{probe.get('kernel', '')}",
+        "headers": headers(probe),
         "fabric": [],
         "problems": [],
     }
+    missing = switch_problem(probe)
     if probe.get("wsl"):
         result["why"] = "WSL: the driver is Windows's, and one inside would hide it; it is installed in Windows alone"
         return result
@@ -211,21 +283,23 @@ def plan(probe: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
             result["source"] = "distribution" if server_names(installed(probe)) else "nvidia"
             result["branch"] = loaded.split(".")[0]
             result["fabric"] = fabric_packages(probe, result["source"], result["branch"])
+        result["problems"] = missing
         return result
     result["action"] = "replace" if loaded else "install"
     result["packages"] = driver_packages(probe, chosen, branch, result["open"])
     result["modules"] = modules(chosen, branch, result["open"], str(probe.get("kernel", "")))
     result["fabric"] = fabric_packages(probe, chosen, branch)
-    # An archive may have a newer one meanwhile: what waits for a restart is completed, not chased. Where the running
-    # kernel has no module, its modules are those of the archive's newest alone.
-    there = installed(probe).get(anchor(result["packages"]), "") if facts.get("module_on_disk") else ""
+    # An archive may have a newer one meanwhile: what waits for a restart, with this kernel or the next, is completed,
+    # not chased.
+    waits = facts.get("module_on_disk") or (facts.get("next_kernel") or {}).get("module")
+    there = installed(probe).get(anchor(result["packages"]), "") if waits else ""
     result["version"] = wanted or there.split(":")[-1].split("-")[0]
     kind = "open" if result["open"] else "proprietary"
     origin = "the distribution's packages" if chosen == "distribution" else "NVIDIA's repository"
     before = f"{loaded} is replaced by" if loaded else "no driver is loaded, so"
     end = "" if loaded else " is installed"
     result["why"] = f"{before} {result['version'] or branch} with {kind} kernel modules from {origin}{end}"
-    result["problems"] = obstacles(probe, wishes, result)
+    result["problems"] = missing + obstacles(probe, wishes, result)
     return result
 
 
@@ -324,8 +398,12 @@ def restart_reason(probe: dict[str, Any]) -> str:
     """
     facts = probe.get("nvidia") or {}
     loaded, disk = facts.get("module_loaded") or "", facts.get("module_on_disk") or ""
-    if loaded and disk and loaded != disk and not probe.get("gpus"):
-        return f"module {loaded} is loaded and {disk} is on disk"
-    if not loaded and facts.get("nouveau"):
-        return "the kernel's own driver nouveau holds the GPUs"
+    coming = facts.get("next_kernel") or {}
+    there = disk or coming.get("module") or ""
+    if loaded and there and loaded != there and not probe.get("gpus"):
+        return f"module {loaded} is loaded and {there} is on disk"
+    if not loaded and facts.get("other_driver"):
+        return f"the kernel's own driver {facts['other_driver']} holds the GPUs"
+    if not loaded and not disk and coming.get("module"):
+        return f"there is no module for the running kernel, and one for {coming['name']}, the kernel of the next start"
     return ""

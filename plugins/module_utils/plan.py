@@ -287,7 +287,7 @@ def told(item: dict[str, Any]) -> dict[str, Any]:
 def hints(facts: dict[str, Any], machine: dict[str, Any]) -> list[str]:
     """What a look at the hardware says beside its figures."""
     found = []
-    if machine["kind"] == "cuda" and not machine["devices"]:
+    if machine["kind"] == "cuda" and not machine["devices"] and not facts.get("gpus"):
         found.append(
             "no GPU could be listed, so nothing can be planned for one: does nvidia-smi work on this host? "
             "vllm_variant: cpu plans for its processors"
@@ -321,9 +321,10 @@ def hardware_lines(facts: dict[str, Any], machine: dict[str, Any]) -> list[str]:
         same = [
             item for item in facts["gpus"] if (item["name"], item["memory_total"]) == (gpu["name"], gpu["memory_total"])
         ]
-        free = sum(item.get("memory_free", 0) for item in same)
+        free = sum(item.get("memory_free") or 0 for item in same)
+        size = "memory of unknown size" if gpu["memory_total"] is None else f"{capacity.gib(gpu['memory_total'])} each"
         lines.append(
-            f"{len(same)} × {gpu['name']}, {capacity.gib(gpu['memory_total'])} each"
+            f"{len(same)} × {gpu['name']}, {size}"
             + (f", {capacity.gib(free)} free together" if free else "")
             + (f", compute capability {gpu['compute_capability']}" if gpu.get("compute_capability") else "")
             + (f", driver {facts['nvidia_driver']}" if facts.get("nvidia_driver") else "")

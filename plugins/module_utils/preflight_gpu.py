@@ -30,6 +30,8 @@ FP8_CAPABILITY = 8.9
 #: What programs do to themselves (a wrong address, an end before their time), and no fault of a card.
 #: https://docs.nvidia.com/deploy/xid-errors/
 PROGRAM_XIDS = {13, 31, 43, 45, 68, 69}
+#: What `nvidia-smi -q` says of a GPU's fabric where all is well; nothing where it does not know the question.
+READY = (None, "", "N/A", "Completed")
 #: The card is gone until the host starts again.
 LOST_XID = 79
 
@@ -94,7 +96,14 @@ def driver_problems(host: str, probe: dict[str, Any], variables: Any, variant: s
             "kernel, or plan an update of the driver with this restart (accelerator_nvidia_replace_driver)"
         )
         found.append(problem(host, "NVIDIA driver", driver, why, fix, "warning"))
-    if complaint and not probe.get("gpus"):
+    if probe.get("nvidia_smi_slow"):
+        why = (
+            f"nvidia-smi gave {complaint}: the driver is loaded and slow, as where it starts all GPUs anew for each "
+            "question because persistence is off"
+        )
+        fix = "sudo nvidia-smi -pm 1, and run this again (the role accelerator keeps it on from then on)"
+        found.append(problem(host, "NVIDIA driver", driver, why, fix))
+    elif complaint and not probe.get("gpus"):
         why = f"the driver does not answer: {complaint}"
         reason = nvidia_plan.restart_reason(probe)
         fix = "restart the host; if that does not help, install the driver again"
@@ -150,10 +159,11 @@ def told(host: str, probe: dict[str, Any], variables: Any, plan: dict[str, Any])
     devices = probe.get("nvidia_devices", 0)
     why = f"{devices} NVIDIA device(s) are there; {plan['why']}" if devices else plan["why"]
     fix = "nothing: no restart is expected"
-    if probe["nvidia_driver"] or facts.get("nouveau"):
-        reason = (
-            "the old module is in use" if probe["nvidia_driver"] else "the kernel's own driver nouveau holds the GPUs"
-        )
+    if plan["modules"] and wishes["allow_reboot"]:
+        fix = "nothing: the host is restarted only if the archive has modules for a newer kernel alone"
+    if probe["nvidia_driver"] or facts.get("other_driver"):
+        other = f"the kernel's own driver {facts.get('other_driver')} holds the GPUs"
+        reason = "the old module is in use" if probe["nvidia_driver"] else other
         fix = f"the host is restarted, because {reason}"
         if not wishes["allow_reboot"]:
             fix = (
@@ -192,7 +202,9 @@ def gpu_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[
     machine = hardware.of_host({**variables, "host_preflight_probe": probe, "vllm_variant": "cuda"})
     assert machine
     instances = variables.get("vllm_instances") or []
-    placed = vllm_flags.assessments(instances, entries, variables.get("vllm_flags"), machine)
+    placed: list[dict[str, Any]] = [{} for _item in instances]
+    if machine["devices"]:
+        placed = vllm_flags.assessments(instances, entries, variables.get("vllm_flags"), machine)
     for index, instance in enumerate(instances):
         where = f"vllm_instances[{index}]"
         entry = vllm_flags.resolve(instance, entries)
@@ -243,8 +255,19 @@ def missing_problems(host: str, probe: dict[str, Any], variables: Any) -> list[d
         ]
     if there and there < devices and not probe.get("wsl") and not probe.get("container"):
         why = f"{devices} NVIDIA devices are on the PCI bus, and the driver shows {there} GPU(s){more}"
+        why += hidden(probe)
         return [problem(host, "GPUs", there, why, fix, "warning")]
     return []
+
+
+def hidden(probe: dict[str, Any]) -> str:
+    """Which devices of the PCI bus nvidia-smi does not show, and whether the driver took them, as a half-sentence."""
+    facts, shown = probe.get("nvidia") or {}, [gpu.get("pci") or "" for gpu in probe.get("gpus") or []]
+    away = [item["pci"] for item in facts.get("devices") or [] if not any(same_slot(item["pci"], at) for at in shown)]
+    taken = [slot for slot in away if any(same_slot(slot, at) for at in facts.get("taken") or [])]
+    parts = [f"without {', '.join(away)}"] if away else []
+    parts += [f"the driver took {', '.join(taken)} and cannot use it"] if taken else []
+    return "".join(f"; {part}" for part in parts)
 
 
 def devices_of(flags: dict[str, Any]) -> int:
@@ -307,8 +330,11 @@ def room_problems(
     """GPU memory that others hold: vLLM does not start where less is free than it shall take (`share`)."""
     found = []
     for gpu in gpus:
+        if gpu["memory_total"] is None or gpu["memory_free"] is None:
+            # Told once, by memory_problems.
+            continue
         free = gpu["memory_free"] + gpu.get("memory_engines", 0)
-        if not gpu["memory_total"] or free >= share * gpu["memory_total"]:
+        if free >= share * gpu["memory_total"]:
             continue
         holders = [
             f"{item['process']} ({item['unit'] or 'process ' + str(item['pid'])}, {item['memory'] / GIB:.1f} GiB)"
@@ -336,7 +362,7 @@ def health_problems(
     facts = probe.get("nvidia") or {}
     for gpu in gpus:
         place = f"GPU {gpu['index']}"
-        found += worn_problems(host, place, gpu, facts)
+        found += worn_problems(host, place, gpu, facts) + memory_problems(host, place, gpu)
         if gpu.get("mig"):
             why = "this GPU is divided by MIG, and an engine would see one part of it"
             fix = f"sudo nvidia-smi -i {gpu['index']} -mig 0, or name another GPU in `devices`"
@@ -353,27 +379,40 @@ def health_problems(
             why = f"it has {width} of {most} PCI Express lanes: loading, and a model split over GPUs, are slower"
             fix = "see whether the card sits well and in a slot with all lanes; some cards use only eight by design"
             found.append(problem(host, place, gpu["name"], why, fix, "warning"))
-    if probe.get("nvswitch"):
-        found += fabric_problems(host, probe, bool(plan_of(probe, variables).get("fabric")))
+    if nvidia_plan.switched(probe):
+        found += fabric_problems(host, probe, plan_of(probe, variables))
     return found
+
+
+def memory_problems(host: str, place: str, gpu: dict[str, Any]) -> list[dict[str, Any]]:
+    """A GPU that does not tell how much memory it has."""
+    if gpu["memory_total"] is not None:
+        return []
+    known = hardware.gpu_row(gpu["name"]).get("memory_gib")
+    why = "nvidia-smi tells no size of its memory, as where it shares the CPU's"
+    end = (
+        f"; {known:g} GiB are reckoned with (catalog/hardware.yml)" if known else ", so nothing can be reckoned for it"
+    )
+    fix = "set max_model_len and gpu_memory_utilization for its engine yourself, and watch the engine's start"
+    return [problem(host, place, gpu["name"], why + end, fix, "warning")]
 
 
 def worn_problems(host: str, place: str, gpu: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """What a GPU remembers of its memory, its slot, and what the kernel's log says of it."""
     found, name = [], gpu["name"]
-    rows, link = (facts.get("rows") or {}).get(gpu["uuid"], {}), (facts.get("links") or {}).get(gpu["uuid"], {})
-    if rows.get("failed"):
+    if gpu.get("rows_failed"):
         why = "a row of its memory is defective, and there is no spare row left to take its place"
         found.append(problem(host, place, name, why, "have the card replaced, or name other GPUs in `devices`"))
-    elif rows.get("pending"):
+    elif gpu.get("rows_pending"):
         why = "a row of its memory is defective and is replaced by a spare one when the GPU is reset"
         found.append(problem(host, place, name, why, "restart the host at the next occasion", "warning"))
-    if link.get("ecc_errors_ever") and not gpu.get("ecc_errors"):
-        errors = link["ecc_errors_ever"]
+    if gpu.get("ecc_errors_ever") and not gpu.get("ecc_errors"):
+        errors = gpu["ecc_errors_ever"]
         why = f"its memory had {errors} uncorrectable error(s) in its life, none since the driver was loaded"
         found.append(problem(host, place, name, why, "watch it; have it replaced if the number grows", "warning"))
-    if 0 < link.get("generation", 0) < link.get("generation_card", 0):
-        why = f"its slot runs PCI Express {link['generation']}, and the card could {link['generation_card']}"
+    generation, most = gpu.get("pcie_generation"), gpu.get("pcie_generation_card")
+    if generation and most and generation < most:
+        why = f"its slot runs PCI Express {generation}, and the card could {most}"
         fix = "see whether the slot, a riser or the firmware's setting limits it; else expect slower loading"
         found.append(problem(host, place, name, why, fix, "warning"))
     told_of = sorted({item["xid"] for item in facts.get("xids") or [] if same_slot(item["pci"], gpu.get("pci") or "")})
@@ -390,8 +429,9 @@ def same_slot(one: str, other: str) -> bool:
     return bool(one) and one.split(".")[0].split(":")[-2:] == other.split(".")[0].split(":")[-2:]
 
 
-def fabric_problems(host: str, probe: dict[str, Any], mended: bool) -> list[dict[str, Any]]:
-    """The fabric manager: there, running, of exactly the driver's version. mended: whether the role sees to that."""
+def fabric_problems(host: str, probe: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The fabric manager: there, running, of exactly the driver's version. plan: what the role sees to, if anything."""
+    mended = bool(plan.get("fabric"))
     driver, level = probe["nvidia_driver"], "warning" if mended else "error"
     has = (probe.get("nvidia") or {}).get("fabricmanager") or ""
     by_hand = (
@@ -401,11 +441,21 @@ def fabric_problems(host: str, probe: dict[str, Any], mended: bool) -> list[dict
     mends = f"nothing: the run installs the one of exactly the driver's version ({driver}), holds both and starts it"
     if probe.get("container"):
         level, by_hand = "warning", "make sure that it runs on the host of this container"
+    # Else told with the plan.
+    missing = [] if plan.get("action", "none") != "none" else nvidia_plan.switch_problem(probe)
+    if missing:
+        return [problem(host, **item) for item in named(missing)]
     if has and driver and has != driver:
         why = (
             f"the driver is {driver}, and a fabric manager of another version does not start: CUDA ends with error 802"
         )
         return [problem(host, "nvidia-fabricmanager", has, why, mends if mended else by_hand, level)]
+    stuck = [gpu for gpu in probe.get("gpus") or [] if gpu.get("fabric") not in READY]
+    if probe.get("fabricmanager") == "active" and stuck:
+        states = ", ".join(f"GPU {gpu['index']}: {gpu['fabric']}" for gpu in stuck)
+        why = f"the fabric manager runs and has not joined all GPUs ({states}): CUDA ends with error 802"
+        fix = "look at journalctl -u nvidia-fabricmanager and nvidia-smi -q (Fabric); restart it, or the host"
+        return [problem(host, "nvidia-fabricmanager", "active", why, fix, "warning" if mended else "error")]
     if probe.get("fabricmanager") == "active":
         return []
     state = "not installed" if probe.get("fabricmanager") == "absent" else "not running"

@@ -18,6 +18,8 @@ CDI = ("/etc/cdi/*", "/var/run/cdi/*")
 KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 #: NVIDIA's repositories as they stand in lists of sources: of the driver, of the container toolkit.
 SOURCES = {"driver": "/compute/cuda/repos/", "toolkit": "/libnvidia-container/"}
+#: The kernel's own drivers of NVIDIA's GPUs: the old one, and the one in Rust that follows it.
+OTHERS = ("nouveau", "nova_core")
 #: Lines of the kernel's log that are looked at, newest first.
 XIDS = 50
 
@@ -26,12 +28,13 @@ def facts(run, read, paths_like):
     """All of it."""
     loaded = read("/proc/driver/nvidia/version")
     installed = packages(run)
+    marked = held(run)
     kernel = run(["uname", "-r"])[1].strip()
     return {
         "devices": devices(read, paths_like),
         "secure_boot": secure_boot(run, read),
         "mok": mok(run, paths_like),
-        "nouveau": bool(paths_like("/sys/module/nouveau")),
+        "other_driver": next((name for name in OTHERS if paths_like("/sys/module/" + name)), ""),
         "module_loaded": first(r"Kernel Module.*?\s(\d+\.\d+[.\d]*)", loaded),
         "open": "Open Kernel Module" in loaded if loaded else None,
         "module_on_disk": module_on_disk(run),
@@ -39,15 +42,20 @@ def facts(run, read, paths_like):
         # NVIDIA's own installer brings this program; packages do not.
         "runfile": bool(paths_like("/usr/bin/nvidia-uninstall")),
         "packages": installed,
-        "held": held(run, installed),
+        "held": [name for name in marked if name in installed],
         "fabricmanager": fabricmanager(installed),
         "toolkit": upstream(installed.get("nvidia-container-toolkit", "")),
         "cdi": [path for pattern in CDI for path in paths_like(pattern)],
+        "kernels": kernels(run),
+        "kernel_holds": [name for name in marked if name.startswith("linux-")],
         "headers": bool(kernel and paths_like("/lib/modules/%s/build" % kernel)),
         "persistenced": run(["systemctl", "is-active", "nvidia-persistenced.service"])[1].strip() == "active",
         "sources": sources(read, paths_like),
-        "rows": rows(run),
-        "links": links(run),
+        "taken": taken(paths_like),
+        "bridges": bridges(read, paths_like),
+        "nvlsm": run(["dpkg-query", "-W", "-f", "${db:Status-Status}", "nvlsm"])[1].strip() == "installed",
+        "ib_umad": bool(paths_like("/sys/module/ib_umad")),
+        "uvm": bool(paths_like("/dev/nvidia-uvm")),
         "xids": xids(run),
     }
 
@@ -70,6 +78,19 @@ def devices(read, paths_like):
         if read(path + "/vendor").strip() == "0x10de" and read(path + "/class").startswith(("0x0300", "0x0302")):
             found.append({"pci": path.rpartition("/")[2], "id": read(path + "/device").strip()})
     return found
+
+
+def taken(paths_like):
+    """Places on the PCI bus of the GPUs that the driver took."""
+    return [path.rpartition("/")[2] for path in paths_like("/proc/driver/nvidia/gpus/*")]
+
+
+def bridges(read, paths_like):
+    """ConnectX bridges that lead to NVSwitches of the fifth generation, which the PCI bus does not show.
+
+    NVIDIA's own start script of the fabric manager goes by this mark.
+    """
+    return [path.split("/")[4] for path in paths_like("/sys/class/infiniband/*/device/vpd") if "SW_MNG" in read(path)]
 
 
 def secure_boot(run, read):
@@ -119,10 +140,20 @@ def packages(run):
     return dict(re.findall(r"^([^\t\n]+)\t([^\t\n]+)\t[hi][iFUWt]", out, re.M))
 
 
-def held(run, installed):
-    """Which of them are held."""
+def held(run):
+    """Packages that are held."""
     status, out = run(["apt-mark", "showhold"])
-    return sorted(set(out.split()) & set(installed)) if status == 0 else []
+    return sorted(set(out.split())) if status == 0 else []
+
+
+def kernels(run):
+    """Installed packages that bring each new kernel, such as linux-image-generic and what goes with it."""
+    _status, out = run(["dpkg-query", "-W", "-f", "${Package}\t${db:Status-Abbrev}\n", "linux-*"])
+    names = re.findall(r"^(linux-\S+)\t[hi]i", out, re.M)
+    flavours = [name[len("linux-image-") :] for name in names if re.match(r"linux-image-(?!unsigned-)[a-z]", name)]
+    form = r"linux-(?:image-|headers-|modules-extra-|modules-nvidia-.+-)?(?:%s)$" % "|".join(map(re.escape, flavours))
+    # A kernel's own packages have its version within: linux-image-6.8.0-111-generic.
+    return sorted(name for name in names if re.match(form, name) and not re.search(r"-\d+\.\d+\.\d+-", name))
 
 
 def fabricmanager(installed):
@@ -131,40 +162,6 @@ def fabricmanager(installed):
         if re.match(r"nvidia-fabricmanager(-\d+)?$", name):
             return upstream(version)
     return ""
-
-
-def smi(run, query):
-    """nvidia-smi's CSV as lists of words; nothing where it does not know the question."""
-    for program in ("nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi"):
-        status, out = run([program, query, "--format=csv,noheader,nounits"])
-        if status == 0:
-            return [[word.strip() for word in line.split(",")] for line in out.splitlines() if line.startswith("GPU-")]
-    return []
-
-
-def rows(run):
-    """Memory rows that were remapped: {uuid: {pending, failed}}."""
-    query = "--query-remapped-rows=gpu_uuid,remapped_rows.pending,remapped_rows.failure"
-    return {
-        words[0]: {"pending": words[1].lower() in ("1", "yes"), "failed": words[2].lower() in ("1", "yes")}
-        for words in smi(run, query)
-        if len(words) == 3
-    }
-
-
-def links(run):
-    """PCI Express generations: what card and slot reach together, and what the card could. The present one is no use:
-    idle cards go down to the first."""
-    query = "--query-gpu=uuid,pcie.link.gen.max,pcie.link.gen.gpumax,ecc.errors.uncorrected.aggregate.total"
-    return {
-        words[0]: {
-            "generation": int(words[1]) if words[1].isdigit() else 0,
-            "generation_card": int(words[2]) if words[2].isdigit() else 0,
-            "ecc_errors_ever": int(words[3]) if words[3].isdigit() else 0,
-        }
-        for words in smi(run, query)
-        if len(words) == 4
-    }
 
 
 def xids(run):

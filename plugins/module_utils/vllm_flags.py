@@ -307,10 +307,20 @@ def effective_instances(
     """All that the units of a host's engines need. machine: see hardware.machine(); None where it is not known."""
     usable = machine if machine and machine["devices"] else None
     found = assessments(instances, catalog, vllm_flags, usable) if usable else [None] * len(instances)
-    return [
+    result = [
         effective_instance(instance, catalog, version, vllm_flags, machine=usable, assessment=item, **options)
         for instance, item in zip(instances, found, strict=True)
     ]
+    for place, item in enumerate(result):
+        earlier = result[:place] if machine and machine["kind"] == "cuda" else []
+        item["after"] = [f"vllm@{other['name']}.service" for other in earlier if share_gpus(other, item)]
+    return result
+
+
+def share_gpus(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two effective instances use a GPU together; one that names none may use all."""
+    first, second = ({*item["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")} - {""} for item in (one, other))
+    return bool(first & second) or not (first and second)
 
 
 def effective_instance(

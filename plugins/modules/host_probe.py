@@ -18,7 +18,12 @@ import socket
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.modelhost.serving.plugins.module_utils import probe_docker, probe_nvidia, probe_system
+from ansible_collections.modelhost.serving.plugins.module_utils import (
+    probe_docker,
+    probe_gpu,
+    probe_nvidia,
+    probe_system,
+)
 
 DOCUMENTATION = r"""
 module: host_probe
@@ -58,22 +63,8 @@ probe:
 ROOT = ""
 #: Seconds for each program that is asked.
 TIMEOUT = 20
-
-#: What nvidia-smi is asked for each GPU.
-GPU_FIELDS = (
-    "index",
-    "name",
-    "memory.total",
-    "memory.free",
-    "compute_cap",
-    "uuid",
-    "pci.bus_id",
-    "ecc.errors.uncorrected.volatile.total",
-    "pcie.link.width.current",
-    "pcie.link.width.max",
-    "mig.mode.current",
-    "driver_version",
-)
+#: … and for those that take longer: eight GPUs without persistence are started anew for each question.
+TIMEOUTS = {"nvidia-smi": 90}
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -94,7 +85,8 @@ def paths_like(pattern):
 
 
 def run(command):
-    """A program's exit status and what it printed; no program, no answer in time: -1."""
+    """A program's exit status and what it printed; no program: -1; no answer in time: probe_gpu.TIMED_OUT."""
+    limit = TIMEOUTS.get(os.path.basename(command[0]), TIMEOUT)
     try:
         done = subprocess.run(
             command,
@@ -102,9 +94,11 @@ def run(command):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
-            timeout=TIMEOUT,
+            timeout=limit,
             env=dict(os.environ, LC_ALL="C"),
         )
+    except subprocess.TimeoutExpired:
+        return probe_gpu.TIMED_OUT, "no answer within %g seconds" % limit
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return -1, str(error)
     return done.returncode, done.stdout.decode("utf-8", "replace")
@@ -376,85 +370,6 @@ def nvidia_smi():
     return shutil.which("nvidia-smi") or next(
         (path for path in ("/usr/bin/nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi") if os.access(path, os.X_OK)), ""
     )
-
-
-def query_gpus():
-    """GPUs as nvidia-smi tells them, and its complaint where it has one."""
-    program = nvidia_smi()
-    if not program:
-        return [], ""
-    fields = list(GPU_FIELDS)
-    while fields:
-        status, out = run([program, "--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"])
-        unknown = re.search(r'Field "([^"]+)" is not a valid field', out)
-        if unknown and unknown.group(1) in fields:
-            # An older driver.
-            fields.remove(unknown.group(1))
-            continue
-        found = parse_gpus(out, fields)
-        complaint = "" if found and status == 0 else " ".join(out.split())[:300]
-        return found, complaint
-    return [], ""
-
-
-def parse_gpus(text, fields=GPU_FIELDS):
-    """Lines of nvidia-smi's CSV; lines that are not of its form are its complaints."""
-    found = []
-    for line in text.splitlines():
-        values = dict(zip(fields, (value.strip() for value in line.split(","))))
-        if len(values) != len(fields) or line.count(",") != len(fields) - 1 or number(values["index"]) is None:
-            continue
-        capability = values.get("compute_cap", "")
-        found.append(
-            {
-                "index": number(values["index"]),
-                "name": values.get("name", ""),
-                # Computers whose GPU shares the CPU's memory have no number here.
-                "memory_total": (number(values.get("memory.total")) or 0) * 1024 * 1024,
-                "memory_free": (number(values.get("memory.free")) or 0) * 1024 * 1024,
-                "compute_capability": capability if re.match(r"\d+\.\d+$", capability) else "",
-                "uuid": values.get("uuid", ""),
-                "pci": values.get("pci.bus_id", "").lower(),
-                "ecc_errors": number(values.get("ecc.errors.uncorrected.volatile.total")),
-                "pcie_width": number(values.get("pcie.link.width.current")),
-                "pcie_width_max": number(values.get("pcie.link.width.max")),
-                "mig": values.get("mig.mode.current") == "Enabled",
-                "driver": values.get("driver_version", ""),
-            }
-        )
-    return found
-
-
-def gpu_processes():
-    """Who holds memory of a GPU."""
-    program = nvidia_smi()
-    if not program:
-        return []
-    query = "--query-compute-apps=pid,gpu_uuid,used_memory,process_name"
-    found = []
-    for line in run([program, query, "--format=csv,noheader,nounits"])[1].splitlines():
-        values = [value.strip() for value in line.split(",", 3)]
-        if len(values) == 4 and values[0].isdigit():
-            found.append(
-                {
-                    "pid": int(values[0]),
-                    "gpu_uuid": values[1],
-                    "memory": (number(values[2]) or 0) * 1024 * 1024,
-                    "process": values[3].rpartition("/")[2],
-                    "unit": unit_of(values[0]),
-                }
-            )
-    return found
-
-
-def add_engines_memory(gpus, processes):
-    """How much of each GPU our own engines hold and would give back at a restart."""
-    for gpu in gpus:
-        gpu["memory_engines"] = sum(
-            process["memory"]
-            for process in processes
-            if process["gpu_uuid"] == gpu["uuid"] and process["unit"].startswith("vllm@")
-        )
 
 
 def driver_version(gpus):
@@ -741,10 +656,13 @@ def probe(paths, models=()):
     memory_found = fact("memory", {"total": 0, "available": 0, "swap": 0, "engines": 0}, memory)
     nodes = fact("numa", [], numa, allowed, memory_found)
     memory_found = confined(memory_found, nodes) if nodes else memory_found
-    gpus, complaint = fact("gpus", ([], ""), query_gpus)
-    processes = fact("gpu_processes", [], gpu_processes)
-    add_engines_memory(gpus, processes)
+    smi = nvidia_smi()
+    gpus, complaint, slow = fact("gpus", ([], "", False), probe_gpu.gpus, smi, run)
+    # A driver that took too long for the short question is not asked the long one.
+    details = fact("gpu_details", {}, probe_gpu.details, smi, run) if gpus else {}
+    processes = fact("gpu_processes", [], probe_gpu.add_details, gpus, details, unit_of)
     displays, switches = fact("nvidia_devices", (0, 0), nvidia_pci)
+    nvidia = fact("nvidia", {}, probe_nvidia.facts, run, read, paths_like)
     kernel = read("/proc/version")
     return {
         "distribution": release.get("ID", ""),
@@ -766,11 +684,13 @@ def probe(paths, models=()):
         "gpus": gpus,
         "gpu_processes": processes,
         "nvidia_smi_complaint": complaint,
+        "nvidia_smi_slow": slow,
         "nvidia_driver": fact("nvidia_driver", "", driver_version, gpus),
         "nvidia_devices": displays,
-        "nvswitch": bool(switches),
+        # Of the fifth generation (HGX B200, B300) they are no PCI devices of NVIDIA's.
+        "nvswitch": bool(switches) or bool(nvidia.get("bridges")),
         "fabricmanager": fact("fabricmanager", "absent", unit_state, "nvidia-fabricmanager.service"),
-        "nvidia": fact("nvidia", {}, probe_nvidia.facts, run, read, paths_like),
+        "nvidia": nvidia,
         "disk": {
             path: fact("disk " + path, {"free": 0, "total": 0, "mount": path, "read_only": False}, disk, path)
             for path in paths

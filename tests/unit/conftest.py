@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,4 +10,7 @@ from ansible.plugins.loader import init_plugin_loader
 
 # The role copies the store's program as it lies here: no compiled files between its sources.
 sys.dont_write_bytecode = True
+# What a test tells of GPUs is its own: nothing points to this machine's toolkit or cards.
+for name in [name for name in os.environ if name.startswith(("CUDA_", "NVIDIA_"))]:
+    del os.environ[name]
 init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".collections")])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.modelhost.serving.plugins.module_utils import hardware, probe_gpu, probe_nvidia
 from ansible_collections.modelhost.serving.plugins.modules import host_probe
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -227,13 +228,13 @@ def test_memory_of_our_own_engines(root: Path) -> None:
 # The form is that of `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`; the values are made up.
 EIGHT = "".join(
     f"{index}, NVIDIA H20-3e, 143771, {143158 - index}, 9.0, GPU-{index:08d}-0000-0000-0000-000000000000, "
-    f"00000000:{0x18 + index:02X}:00.0, 0, 16, 16, Disabled, 580.95.05\n"
+    f"00000000:{0x18 + index:02X}:00.0, 0, 2, 16, 16, 4, 5, Disabled, Enabled, 580.95.05\n"
     for index in range(8)
 )
 
 
 def test_eight_gpus() -> None:
-    gpus = host_probe.parse_gpus(EIGHT)
+    gpus = probe_gpu.parse(EIGHT)
     assert [gpu["index"] for gpu in gpus] == list(range(8))
     assert gpus[7] == {
         "index": 7,
@@ -244,17 +245,34 @@ def test_eight_gpus() -> None:
         "uuid": "GPU-00000007-0000-0000-0000-000000000000",
         "pci": "00000000:1f:00.0",
         "ecc_errors": 0,
+        "ecc_errors_ever": 2,
         "pcie_width": 16,
         "pcie_width_max": 16,
+        "pcie_generation": 4,
+        "pcie_generation_card": 5,
         "mig": False,
+        "persistence": True,
         "driver": "580.95.05",
     }
 
 
+GB10 = f"0, NVIDIA GB10, [N/A], [N/A], 12.1, GPU-x, 0000000F:01:00.0, {', '.join(['[N/A]'] * 8)}, 580.95.05"
+
+
 def test_what_a_driver_does_not_tell_is_none() -> None:
-    line = "0, NVIDIA GB10, [N/A], [N/A], 12.1, GPU-x, 0000000F:01:00.0, [N/A], [N/A], [N/A], [N/A], 580.95.05"
-    gpu = host_probe.parse_gpus(line)[0]
-    assert (gpu["memory_total"], gpu["ecc_errors"], gpu["pcie_width"], gpu["mig"]) == (0, None, None, False)
+    gpu = probe_gpu.parse(GB10)[0]
+    assert (gpu["memory_total"], gpu["memory_free"], gpu["ecc_errors"], gpu["pcie_width"]) == (None, None, None, None)
+    assert (gpu["mig"], gpu["persistence"]) == (False, False)
+
+
+def test_memory_that_nobody_tells_is_not_zero() -> None:
+    memory = {"total": 128 * GIB, "available": 100 * GIB}
+    (shared,) = hardware.machine({"gpus": probe_gpu.parse(GB10), "memory": memory}, free=True)["devices"]
+    assert shared["total"] > 100 * GIB, "the table knows this one"
+    assert shared["budget"] <= 100 * GIB, "its memory is the computer's"
+    unknown = hardware.machine({"gpus": probe_gpu.parse(GB10.replace("GB10", "X1")), "memory": memory})
+    assert unknown["devices"] == []
+    assert unknown["notes"] == ["NVIDIA X1 tells no size of its memory: nothing is reckoned for it"]
 
 
 # A GPU that fell off the bus, as quoted in public notes about eight RTX 3080.
@@ -273,8 +291,8 @@ LOST = "Unable to determine the device handle for GPU3: 0000:04:00.0: Unknown Er
     ],
 )
 def test_complaints_are_no_gpus(text: str) -> None:
-    assert host_probe.parse_gpus(text) == []
-    assert len(host_probe.parse_gpus(text + EIGHT)) == 8
+    assert probe_gpu.parse(text) == []
+    assert len(probe_gpu.parse(text + EIGHT)) == 8
 
 
 def answering(answers: dict[str, tuple[int, str]], asked: list[list[str]]) -> Any:
@@ -289,39 +307,93 @@ def answering(answers: dict[str, tuple[int, str]], asked: list[list[str]]) -> An
 
 def test_an_older_driver_does_not_know_a_field(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    old = "0, Tesla T4, 15360, 15101, GPU-x, 00000000:00:1E.0, 0, 8, 16, [N/A], 460.32.03\n"
+    old = "0, Tesla T4, 15360, 15101, GPU-x, 00000000:00:1E.0, 0, 0, 8, 16, 3, 3, [N/A], Enabled, 460.32.03\n"
     answers = {
         "compute_cap": (2, 'Field "compute_cap" is not a valid field to query.\n'),
         "--query-gpu": (0, old),
     }
-    monkeypatch.setattr(host_probe, "nvidia_smi", lambda: "nvidia-smi")
-    monkeypatch.setattr(host_probe, "run", answering(answers, asked))
-    gpus, complaint = host_probe.query_gpus()
-    assert complaint == ""
+    gpus, complaint, slow = probe_gpu.gpus("nvidia-smi", answering(answers, asked))
+    assert (complaint, slow) == ("", False)
     assert (gpus[0]["name"], gpus[0]["compute_capability"], gpus[0]["pcie_width"]) == ("Tesla T4", "", 8)
     assert len(asked) == 2
 
 
-def test_a_driver_that_does_not_answer_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_probe, "nvidia_smi", lambda: "nvidia-smi")
-    monkeypatch.setattr(host_probe, "run", lambda _command: (9, "NVIDIA-SMI has failed because …\n"))
-    assert host_probe.query_gpus() == ([], "NVIDIA-SMI has failed because …")
+def test_a_driver_that_does_not_answer_is_quoted() -> None:
+    found = probe_gpu.gpus("nvidia-smi", lambda _command: (9, "NVIDIA-SMI has failed because …\n"))
+    assert found == ([], "NVIDIA-SMI has failed because …", False)
 
 
-def test_who_holds_a_gpu(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_a_driver_that_is_slow_is_not_called_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep infinity\n", encoding="utf-8")
+    program.chmod(0o755)
+    assert host_probe.TIMEOUTS["nvidia-smi"] == 90
+    monkeypatch.setitem(host_probe.TIMEOUTS, "nvidia-smi", 0.5)
+    found = probe_gpu.gpus(str(program), host_probe.run)
+    assert found == ([], "no answer within 0.5 seconds", True)
+
+
+def test_a_driver_that_is_slow_is_asked_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    answers = {"nvidia-smi": (probe_gpu.TIMED_OUT, "no answer within 90 seconds")}
+    monkeypatch.setattr(host_probe, "run", answering(answers, asked))
+    monkeypatch.setattr(host_probe, "nvidia_smi", lambda: "/usr/bin/nvidia-smi")
+    found = host_probe.probe([])
+    assert (found["nvidia_smi_slow"], found["nvidia_smi_complaint"]) == (True, "no answer within 90 seconds")
+    assert len([command for command in asked if "nvidia-smi" in command[0]]) == 1
+
+
+# The form is that of `nvidia-smi -q -x`; the values are made up.
+LONG = """<?xml version="1.0" ?>
+<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">
+<nvidia_smi_log><driver_version>580.95.05</driver_version><attached_gpus>2</attached_gpus>
+  <gpu id="00000000:18:00.0"><uuid>GPU-a</uuid><fabric><state>Completed</state><status>Success</status></fabric>
+    <remapped_rows><remapped_row_pending>Yes</remapped_row_pending>
+      <remapped_row_failure>No</remapped_row_failure></remapped_rows>
+    <processes><process_info><pid>4711</pid><type>C</type><process_name>VLLM::EngineCore</process_name>
+      <used_memory>70000 MiB</used_memory></process_info></processes></gpu>
+  <gpu id="00000000:19:00.0"><uuid>GPU-b</uuid><fabric><state>In Progress</state></fabric>
+    <remapped_rows>N/A</remapped_rows>
+    <processes><process_info><pid>815</pid><process_name>/usr/bin/python3</process_name>
+      <used_memory>9000 MiB</used_memory></process_info><process_info><pid>816</pid>
+      <process_name>[Not Found]</process_name><used_memory>N/A</used_memory></process_info></processes></gpu>
+</nvidia_smi_log>
+"""
+
+
+def test_what_only_the_long_answer_has(root: Path) -> None:
     plant(root, {"/proc/4711/cgroup": "0::/system.slice/system-vllm.slice/vllm@coder.service\n"})
-    text = "4711, GPU-a, 70000, VLLM::EngineCore\n815, GPU-b, 9000, /usr/bin/python3\n816, GPU-b, [N/A], [Not Found]\n"
-    monkeypatch.setattr(host_probe, "nvidia_smi", lambda: "nvidia-smi")
-    monkeypatch.setattr(host_probe, "run", lambda _command: (0, text))
-    found = host_probe.gpu_processes()
+    gpus: list[dict[str, Any]] = [{"uuid": "GPU-a"}, {"uuid": "GPU-b"}, {"uuid": "GPU-c"}]
+    details = probe_gpu.details("nvidia-smi", lambda _command: (0, LONG))
+    found = probe_gpu.add_details(gpus, details, host_probe.unit_of)
     assert [(item["pid"], item["unit"], item["process"]) for item in found] == [
         (4711, "vllm@coder.service", "VLLM::EngineCore"),
         (815, "", "python3"),
         (816, "", "[Not Found]"),
     ]
-    gpus: list[dict[str, Any]] = [{"uuid": "GPU-a"}, {"uuid": "GPU-b"}]
-    host_probe.add_engines_memory(gpus, found)
-    assert [gpu["memory_engines"] for gpu in gpus] == [70000 * 1024**2, 0]
+    assert [gpu["memory_engines"] for gpu in gpus] == [70000 * 1024**2, 0, 0]
+    assert [gpu["fabric"] for gpu in gpus] == ["Completed", "In Progress", ""]
+    assert [(gpu["rows_pending"], gpu["rows_failed"]) for gpu in gpus] == [
+        (True, False),
+        (False, False),
+        (False, False),
+    ]
+    assert probe_gpu.details("nvidia-smi", lambda _command: (9, "")) == {}
+
+
+def test_two_questions_tell_all_of_the_gpus(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question starts eight GPUs anew where persistence is off."""
+    asked: list[list[str]] = []
+    answers = {
+        "--query-gpu": (0, EIGHT),
+        "-q -x": (0, LONG.replace("GPU-a", "GPU-00000000-0000-0000-0000-000000000000")),
+    }
+    monkeypatch.setattr(host_probe, "run", answering(answers, asked))
+    monkeypatch.setattr(host_probe, "nvidia_smi", lambda: "/usr/bin/nvidia-smi")
+    found = host_probe.probe([])
+    assert len([command for command in asked if "nvidia-smi" in command[0]]) == 2
+    assert (len(found["gpus"]), found["gpus"][0]["fabric"], found["gpus"][0]["rows_pending"]) == (8, "Completed", True)
+    assert [item["pid"] for item in found["gpu_processes"]] == [4711]
 
 
 @pytest.mark.parametrize(
@@ -351,6 +423,15 @@ def test_nvidia_devices_without_a_driver(root: Path) -> None:
         folder = f"/sys/bus/pci/devices/0000:0{name}:00.0/"
         plant(root, {folder + "vendor": vendor + "\n", folder + "class": kind + "\n"})
     assert host_probe.nvidia_pci() == (1, 1)
+
+
+def test_switches_that_are_no_pci_devices(root: Path) -> None:
+    machine = MACHINES["hgx-b200"]
+    plant(root, machine["files"])
+    found = probe_nvidia.facts(host_probe.run, host_probe.read, host_probe.paths_like)
+    assert host_probe.nvidia_pci() == (2, 0), "no switch on the PCI bus"
+    assert found["bridges"] == ["mlx5_4"], "one card of the network has no such mark"
+    assert host_probe.probe([])["nvswitch"] is True
 
 
 # --- memory modules, firewalls, containers -----------------------------------------------------------------------
@@ -496,7 +577,9 @@ def test_a_fact_that_fails_does_not_end_the_run(root: Path, monkeypatch: pytest.
     def fail(*_arguments: Any) -> None:
         raise OSError("unforeseen")
 
-    for name in ("memory", "numa", "query_gpus", "listeners", "firewall", "pythons", "os_release", "disk"):
+    monkeypatch.setattr(probe_gpu, "gpus", fail)
+    monkeypatch.setattr(probe_nvidia, "facts", fail)
+    for name in ("memory", "numa", "listeners", "firewall", "pythons", "os_release", "disk"):
         monkeypatch.setattr(host_probe, name, fail)
     found = host_probe.probe(["/opt"])
     assert found["errors"]["memory"] == "OSError: unforeseen"
@@ -506,7 +589,7 @@ def test_a_fact_that_fails_does_not_end_the_run(root: Path, monkeypatch: pytest.
 def test_programs_that_hang_or_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as soon:
         soon.setattr(host_probe, "TIMEOUT", 0.2)
-        assert host_probe.run(["sleep", str(HANGS)])[0] == -1
+        assert host_probe.run(["sleep", str(HANGS)]) == (probe_gpu.TIMED_OUT, "no answer within 0.2 seconds")
     monkeypatch.setattr(host_probe, "TIMEOUT", HANGS)
     assert host_probe.run(["/no/such/program"])[0] == -1
     assert host_probe.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == (3, "out\nerr\n")
@@ -516,7 +599,8 @@ def test_programs_that_hang_or_are_absent(monkeypatch: pytest.MonkeyPatch) -> No
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_readers(text: str) -> None:
     for parse in (
-        host_probe.parse_gpus,
+        probe_gpu.parse,
+        probe_gpu.mebibytes,
         host_probe.parse_memory_devices,
         host_probe.cpu_text,
         host_probe.kilobytes,
@@ -529,7 +613,9 @@ def test_no_text_breaks_the_readers(text: str) -> None:
 
 def test_it_is_written_for_old_pythons() -> None:
     """Ansible needs Python 3.8 on hosts; no later syntax, or the report of an old host would be a traceback."""
-    ast.parse(Path(host_probe.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
+    for module in (host_probe, probe_gpu, probe_nvidia):
+        assert module.__file__
+        ast.parse(Path(module.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def test_this_machine() -> None:

@@ -373,6 +373,40 @@ def test_its_units_are_read_by_systemd(name: str, setting: str, runtime: str, tm
 
 
 @each_case
+def test_an_engine_on_gpus_reaches_them(name: str, setting: str) -> None:
+    found = pages.site(name, setting)
+    lines = units(found, "venv")["vllm@coder.service.d/instance.conf"].splitlines()
+    closed = [line for line in lines if re.match("ProtectClock=|PrivateDevices=|Device", line)]
+    nodes = "ExecStartPre=+-/usr/bin/nvidia-modprobe -c 0 -u"
+    on_gpus = bool(found.facts["gpus"])
+    assert bool(closed) is not on_gpus, "any of these takes /dev/nvidia* away on some systemd"
+    assert (nodes in lines) is (on_gpus and name != "wsl2")
+    assert "NoNewPrivileges=yes" in lines
+    order = [line for line in lines if line.startswith("Environment=") and "CUDA_DEVICE_ORDER" in line]
+    assert order == ["Environment=CUDA_DEVICE_ORDER=PCI_BUS_ID"]
+
+
+def test_engines_that_share_a_gpu_start_one_after_the_other() -> None:
+    found = pages.site("gpu-72b", "awq_on_two")
+    names = {"one": [0], "two": [1], "three": [0, 1]}
+    instances = [{"name": name, "model": "loopback", "devices": devices} for name, devices in names.items()]
+    items = effective(found, vllm_instances=instances)
+    assert [item["after"] for item in items] == [[], [], ["vllm@one.service", "vllm@two.service"]]
+    text = rendered(found, "vllm", "instance.conf.j2", item=items[2])
+    assert "\nAfter=vllm@one.service vllm@two.service\n" in text
+    common = rendered(found, "vllm", "vllm@.service.j2")
+    assert "After=nvidia-persistenced.service nvidia-fabricmanager.service nvidia-cdi-refresh.service" in common
+
+
+def test_units_that_protect_the_clock_need_no_devices() -> None:
+    # Up to systemd 251 ProtectClock= shuts all devices out but those that every service gets.
+    protecting = [path for path in ROOT.glob("roles/*/templates/*.j2") if "ProtectClock=" in path.read_text()]
+    assert len(protecting) > 2
+    for path in protecting:
+        assert re.search(r"(?m)^PrivateDevices=yes$(?s:.*)^ProtectClock=yes$", path.read_text()), path
+
+
+@each_case
 def test_its_gateway_knows_the_engine(name: str, setting: str) -> None:
     found = pages.site(name, setting)
     text = rendered(found, "litellm", "config.yaml.j2")

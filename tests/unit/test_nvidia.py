@@ -1,4 +1,4 @@
-"""NVIDIA's driver: what a host tells of it, what is done about it, and what preflight says. No GPU is needed."""
+"""NVIDIA's driver: what a host tells of it, and what is done about it. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 import yaml
 from ansible_collections.modelhost.serving.plugins.module_utils import (
     nvidia_plan,
-    preflight_gpu,
     probe_nvidia,
-    problems,
 )
+from nvidia_world import FACTS, HOST, PIN, UBUNTU
 
 ROOT = Path(__file__).resolve().parents[2]
-GIB = 1024**3
-PIN = nvidia_plan.pins()["driver"]["version"]
 
 # --- facts -------------------------------------------------------------------------------------------------------
 
 FILES = {
     "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n"
     "GCC version:  gcc version 13.3.0\n",
-    "/sys/module/nouveau/initstate": "live\n",
+    "/sys/module/nova_core/initstate": "live\n",
+    "/proc/driver/nvidia/gpus/0000:01:00.0/information": "",
+    "/sys/class/infiniband/mlx5_0/device/vpd": "PN ConnectX-7",
+    "/sys/class/infiniband/mlx5_1/device/vpd": "SMDL=SW_MNG",
     "/sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n",
     "/sys/bus/pci/devices/0000:01:00.0/class": "0x030200\n",
     "/sys/bus/pci/devices/0000:01:00.0/device": "0x2330\n",
@@ -45,6 +45,10 @@ OUTPUTS = {
     "uname -r": "6.1.0-18-amd64\n",
     "modinfo -F version nvidia": "580.173.02\n",
     "mokutil --test-key /var/lib/dkms/mok.pub": "/var/lib/dkms/mok.pub is already enrolled\n",
+    "dpkg-query -W -f ${Package}\t${db:Status-Abbrev}\n linux-*": "linux-image-6.1.0-18-amd64\tii \n"
+    "linux-image-amd64\tii \nlinux-headers-amd64\thi \nlinux-libc-dev\tii \nlinux-base\tii \n"
+    "linux-modules-nvidia-580-server-open-amd64\tii \nlinux-image-cloud-amd64\tun \n",
+    "dpkg-query -W -f ${db:Status-Status} nvlsm": "installed",
     "dpkg-query": "nvidia-driver-cuda\t580.173.02-1\tii \n"
     "libcuda1\t580.173.02-1\thi \n"
     "nvidia-fabricmanager\t1:580.95.05-1\tii \n"
@@ -55,8 +59,6 @@ OUTPUTS = {
     "modinfo -k 6.1.0-20-amd64": "580.173.02\n",
     "apt-mark showhold": "libcuda1\nlinux-image-amd64\n",
     "systemctl is-active nvidia-persistenced.service": "active\n",
-    "nvidia-smi --query-remapped-rows": "GPU-0, Yes, No\nGPU-1, 0, 1\n",
-    "nvidia-smi --query-gpu=uuid": "GPU-0, 4, 5, 0\nGPU-1, 5, 5, [N/A]\n",
     "journalctl": "NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.\n"
     "NVRM: Xid (PCI:0000:01:00): 79, pid=2, GPU has fallen off the bus.\n"
     "NVRM: Xid (PCI:0000:02:00): 31, pid=3, MMU Fault\n",
@@ -82,7 +84,7 @@ def test_facts() -> None:
         "devices": [{"pci": "0000:01:00.0", "id": "0x2330"}],
         "secure_boot": True,
         "mok": True,
-        "nouveau": True,
+        "other_driver": "nova_core",
         "module_loaded": "580.95.05",
         "open": True,
         "module_on_disk": "580.173.02",
@@ -98,14 +100,16 @@ def test_facts() -> None:
         "fabricmanager": "580.95.05",
         "toolkit": "1.20.0",
         "cdi": ["/etc/cdi/nvidia.yaml"],
+        "kernels": ["linux-headers-amd64", "linux-image-amd64", "linux-modules-nvidia-580-server-open-amd64"],
+        "kernel_holds": ["linux-image-amd64"],
         "headers": True,
         "persistenced": True,
         "sources": {"driver": ["/etc/apt/sources.list.d/cuda.list"], "toolkit": []},
-        "rows": {"GPU-0": {"pending": True, "failed": False}, "GPU-1": {"pending": False, "failed": True}},
-        "links": {
-            "GPU-0": {"generation": 4, "generation_card": 5, "ecc_errors_ever": 0},
-            "GPU-1": {"generation": 5, "generation_card": 5, "ecc_errors_ever": 0},
-        },
+        "taken": ["0000:01:00.0"],
+        "bridges": ["mlx5_1"],
+        "nvlsm": True,
+        "ib_umad": False,
+        "uvm": False,
         "xids": [{"pci": "0000:01:00", "xid": 79}, {"pci": "0000:02:00", "xid": 31}],
     }
 
@@ -119,28 +123,13 @@ def test_facts_of_a_host_that_has_nothing() -> None:
 
 # --- the plan ----------------------------------------------------------------------------------------------------
 
-HOST: dict[str, Any] = {
-    "distribution": "debian",
-    "distribution_version": "12",
-    "kernel": "6.1.0-18-amd64",
-    "wsl": False,
-    "container": "",
-    "gpus": [],
-    "nvidia_driver": "",
-    "nvidia_devices": 8,
-    "nvswitch": False,
-    "active_units": [],
-}
-FACTS: dict[str, Any] = {"devices": [{"pci": "0000:01:00.0", "id": "0x2330"}], "packages": {}, "held": []}
-UBUNTU = {"distribution": "ubuntu", "distribution_version": "24.04", "kernel": "6.8.0-111-generic"}
-
 
 def decide(probe: dict[str, Any], facts: dict[str, Any], **site: Any) -> dict[str, Any]:
     wishes = nvidia_plan.options({f"accelerator_{name}": value for name, value in site.items()})
     return nvidia_plan.plan({**HOST, **probe, "nvidia": {**FACTS, **facts}}, wishes)
 
 
-DEBIAN_NAMES = ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
+DEBIAN_NAMES = ["nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-modprobe", "nvidia-persistenced"]
 UBUNTU_NAMES = ["nvidia-headless-no-dkms-580-server-open", "nvidia-utils-580-server"]
 NVIDIA_NAMES = ["libnvidia-compute-580", "nvidia-utils-580", "nvidia-compute-utils-580", "nvidia-dkms-580-open"]
 
@@ -194,7 +183,7 @@ NVIDIA_NAMES = ["libnvidia-compute-580", "nvidia-utils-580", "nvidia-compute-uti
             "install",
             "nvidia",
             PIN,
-            ["nvidia-driver-cuda", "nvidia-kernel-dkms"],
+            ["nvidia-driver-cuda", "nvidia-kernel-dkms", "nvidia-modprobe", "nvidia-persistenced"],
             [],
         ),
         # A driver that works stays: another one, an older one, one from a .run file.
@@ -255,18 +244,67 @@ def test_modules_of_ubuntu() -> None:
         "signed": "linux-modules-nvidia-580-server-open-6.8.0-111-generic",
         "built": "nvidia-dkms-580-server-open",
     }
-    rdepends = (
-        "linux-modules-nvidia-580-server-open-6.8.0-111-generic\nReverse Depends:\n"
-        "  linux-modules-nvidia-580-server-open-generic-6.8\n  linux-modules-nvidia-580-server-open-generic\n"
-    )
-    # The one beside the kernel's own metapackage follows kernels; without such there is only this kernel's.
-    kernels = ["linux-image-6.8.0-111-generic", "linux-image-generic"]
-    assert nvidia_plan.module_packages(wanted, rdepends, kernels) == [
-        wanted["signed"],
-        "linux-modules-nvidia-580-server-open-generic",
+    assert decide(UBUNTU, {"kernels": KERNELS})["headers"] == [
+        "linux-headers-6.8.0-111-generic",
+        "linux-headers-generic",
     ]
-    assert nvidia_plan.module_packages(wanted, rdepends, []) == [wanted["signed"]]
-    assert nvidia_plan.module_packages(wanted, "", kernels) == [wanted["built"]]
+
+
+KERNELS = ["linux-generic", "linux-headers-generic", "linux-image-generic"]
+RDEPENDS = (
+    "linux-modules-nvidia-580-server-open-6.8.0-111-generic\nReverse Depends:\n"
+    "  linux-modules-nvidia-580-server-open-generic-6.8\n  linux-modules-nvidia-580-server-open-generic\n"
+)
+SIGNED = [
+    "linux-modules-nvidia-580-server-open-6.8.0-111-generic",
+    # Beside the kernel's own metapackage: it follows kernels. Without such there is only this kernel's.
+    "linux-modules-nvidia-580-server-open-generic",
+]
+NEWEST = ["linux-image-generic", "linux-modules-nvidia-580-server-open-generic"]
+BUILT = ["nvidia-dkms-580-server-open", "linux-headers-6.8.0-111-generic"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "allow_reboot", "rdepends", "expected"),
+    [
+        # Whatever apt cannot install is passed over for the next.
+        ({"kernels": KERNELS}, True, RDEPENDS, [SIGNED, NEWEST, [*BUILT, "linux-headers-generic"]]),
+        ({"kernels": KERNELS}, False, RDEPENDS, [SIGNED, [*BUILT, "linux-headers-generic"]]),
+        ({"kernels": KERNELS}, True, "", [NEWEST, [*BUILT, "linux-headers-generic"]]),
+        ({}, True, RDEPENDS, [SIGNED[:1], BUILT]),
+        # The kernel would refuse what is built here.
+        ({"kernels": KERNELS, "secure_boot": True}, True, RDEPENDS, [SIGNED, NEWEST]),
+        ({"kernels": KERNELS, "secure_boot": True}, False, "", []),
+        ({"secure_boot": True, "mok": True}, False, "", [BUILT]),
+    ],
+)
+def test_ways_to_the_modules(
+    facts: dict[str, Any], allow_reboot: bool, rdepends: str, expected: list[list[str]]
+) -> None:
+    probe = {**HOST, **UBUNTU, "nvidia": {**FACTS, **facts}}
+    found = nvidia_plan.module_choices(probe, decide(UBUNTU, facts), allow_reboot, rdepends)
+    assert [choice["packages"] for choice in found] == expected
+    assert [choice["reboot"] for choice in found] == [choice["packages"] == NEWEST for choice in found]
+
+
+def test_what_waits_for_the_next_kernel_is_not_installed_again() -> None:
+    facts = {
+        "kernels": KERNELS,
+        "packages": {"nvidia-utils-580-server": "580.95.05-0ubuntu0.24.04.1"},
+        "next_kernel": {"name": "6.8.0-117-generic", "module": "580.95.05"},
+    }
+    what = decide(UBUNTU, facts)
+    assert what["version"] == "580.95.05", "whatever the archive has by now"
+    first = nvidia_plan.module_choices({**HOST, **UBUNTU, "nvidia": {**FACTS, **facts}}, what, False, RDEPENDS)[0]
+    assert first == {"kind": "waiting", "packages": [], "reboot": True}
+
+
+def test_kernels_that_are_held_with_the_driver() -> None:
+    signed = {"packages": {SIGNED[0]: "6.8.0-111.111"}, "kernels": [*KERNELS, SIGNED[1]]}
+    assert nvidia_plan.kernel_packages({"nvidia": signed}) == [*KERNELS, SIGNED[1]]
+    built = {"packages": {"nvidia-kernel-open-dkms": "580.173.02-1"}, "kernels": ["linux-image-amd64"]}
+    assert nvidia_plan.kernel_packages({"nvidia": built}) == [], "modules that are built here follow each kernel"
+    assert nvidia_plan.kernel_packages({}) == []
 
 
 def test_packages_of_one_version() -> None:
@@ -287,9 +325,26 @@ def test_packages_of_one_version() -> None:
         ({"module_loaded": "580.95.05", "module_on_disk": "580.173.02"}, 8, ""),
         ({"module_loaded": "580.95.05", "module_on_disk": "580.95.05"}, 0, ""),
         (
-            {"module_loaded": "", "module_on_disk": "580.95.05", "nouveau": True},
+            {"module_loaded": "", "module_on_disk": "580.95.05", "other_driver": "nouveau"},
             0,
             "the kernel's own driver nouveau holds the GPUs",
+        ),
+        (
+            {"module_loaded": "", "module_on_disk": "580.95.05", "other_driver": "nova_core"},
+            0,
+            "the kernel's own driver nova_core holds the GPUs",
+        ),
+        (
+            {"next_kernel": {"name": "6.8.0-117-generic", "module": "580.173.02"}},
+            0,
+            "there is no module for the running kernel, and one for 6.8.0-117-generic, the kernel of the next start",
+        ),
+        ({"next_kernel": {"name": "6.8.0-117-generic", "module": ""}}, 0, ""),
+        # Replaced together with the kernel: nothing is left for this one.
+        (
+            {"module_loaded": "580.95.05", "next_kernel": {"name": "6.8.0-117-generic", "module": "580.173.02"}},
+            0,
+            "module 580.95.05 is loaded and 580.173.02 is on disk",
         ),
         ({"module_loaded": "", "module_on_disk": "580.95.05"}, 0, ""),
         ({}, 0, ""),
@@ -326,341 +381,3 @@ def test_pins_of_nvidia() -> None:
     assert int(pins["driver"]["branch"]) >= nvidia_plan.oldest_driver()
     for fingerprint in pins["repository"]["fingerprints"] + pins["toolkit"]["fingerprints"]:
         assert re.fullmatch(r"[0-9A-F]{40}", fingerprint)
-
-
-# --- what preflight says -----------------------------------------------------------------------------------------
-
-
-def gpu(index: int = 0, **values: Any) -> dict[str, Any]:
-    return {
-        "index": index,
-        "name": "NVIDIA H100 80GB HBM3",
-        "memory_total": 80 * GIB,
-        "memory_free": 79 * GIB,
-        "memory_engines": 0,
-        "compute_capability": "9.0",
-        "uuid": f"GPU-{index}",
-        "pci": f"00000000:0{index}:00.0",
-        "ecc_errors": 0,
-        "pcie_width": 16,
-        "pcie_width_max": 16,
-        "mig": False,
-        "driver": "580.95.05",
-        **values,
-    }
-
-
-def judge(probe: dict[str, Any], facts: dict[str, Any], **site: Any) -> str:
-    whole = {**HOST, "nvidia_smi_complaint": "", "fabricmanager": "absent", **probe, "nvidia": {**FACTS, **facts}}
-    variables = {"vllm_instances": [{"name": "coder", "model": "loopback"}], **site}
-    variant = "cuda" if preflight_gpu.will_have_driver(whole, variables) else "cpu"
-    found = preflight_gpu.driver_problems("box", whole, variables, variant)
-    if variant == "cuda":
-        found += preflight_gpu.gpu_problems("box", whole, variables)
-    return "\n".join(
-        ("warning: " if item["level"] == "warning" else "") + problems.report([item]) for item in found
-    ).replace("    ", "")
-
-
-def works(*gpus: dict[str, Any], **values: Any) -> dict[str, Any]:
-    shown = list(gpus) or [gpu(index) for index in range(8)]
-    return {"gpus": shown, "nvidia_devices": len(shown), "nvidia_driver": "580.95.05", **values}
-
-
-TEXTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
-    ("a driver that works", works(), {}, {}, ""),
-    (
-        "no driver",
-        {},
-        {},
-        {},
-        "warning: box: NVIDIA driver\n"
-        f"8 NVIDIA device(s) are there; no driver is loaded, so {PIN} with open kernel modules from NVIDIA's "
-        "repository is "
-        "installed\n"
-        "→ nothing: no restart is expected",
-    ),
-    (
-        "no driver on Ubuntu, nouveau in the way",
-        UBUNTU,
-        {"nouveau": True},
-        {},
-        "warning: box: NVIDIA driver\n"
-        "8 NVIDIA device(s) are there; no driver is loaded, so 580 with open kernel modules from the distribution's "
-        "packages "
-        "is installed\n"
-        "→ the host has to be restarted, because the kernel's own driver nouveau holds the GPUs: the run stops for "
-        "it there; "
-        "restart it and run again, or set accelerator_allow_reboot: true",
-    ),
-    (
-        "nouveau in the way, and it may be restarted",
-        UBUNTU,
-        {"nouveau": True},
-        {"accelerator_allow_reboot": True},
-        "warning: box: NVIDIA driver\n"
-        "8 NVIDIA device(s) are there; no driver is loaded, so 580 with open kernel modules from the distribution's "
-        "packages "
-        "is installed\n"
-        "→ the host is restarted, because the kernel's own driver nouveau holds the GPUs",
-    ),
-    (
-        "more GPUs asked for than are on the bus, before there is a driver",
-        {"nvidia_devices": 2},
-        {},
-        {"vllm_instances": [{"name": "a", "model": "loopback", "tensor_parallel_size": 4}]},
-        "warning: box: NVIDIA driver\n"
-        f"2 NVIDIA device(s) are there; no driver is loaded, so {PIN} with open kernel modules from NVIDIA's "
-        "repository is "
-        "installed\n"
-        "→ nothing: no restart is expected\n"
-        "box: vllm_instances[0].tensor_parallel_size = 4\n"
-        "this needs 4 GPUs, and this host has 2 NVIDIA device(s)\n"
-        "→ set it to 2 or less, or leave it out",
-    ),
-    (
-        "Secure Boot and modules that are built here",
-        {},
-        {"secure_boot": True},
-        {},
-        "box: Secure Boot = 'enabled'\n"
-        "Secure Boot is on, and the kernel refuses modules that are built here until the firmware knows the key "
-        "that they "
-        "are signed with\n"
-        "→ sudo apt-get install dkms mokutil openssl, sudo dkms generate_mok (Ubuntu 22.04: update-secureboot-policy "
-        "--new-key), sudo mokutil --import /var/lib/dkms/mok.pub, restart, and confirm the key at the console; or "
-        "switch "
-        "Secure Boot off in the firmware",
-    ),
-    (
-        "Secure Boot with an enrolled key",
-        {},
-        {"secure_boot": True, "mok": True},
-        {},
-        "warning: box: NVIDIA driver\n"
-        f"8 NVIDIA device(s) are there; no driver is loaded, so {PIN} with open kernel modules from NVIDIA's "
-        "repository is "
-        "installed\n"
-        "→ nothing: no restart is expected",
-    ),
-    (
-        "WSL without a driver",
-        {"wsl": True, "nvidia_devices": 0},
-        {},
-        {"vllm_variant": "cuda"},
-        "box: vllm_variant = 'cuda'\n"
-        "no NVIDIA driver is loaded\n"
-        "→ install NVIDIA's driver 580 or later in Windows, and none inside WSL; or set vllm_variant: cpu",
-    ),
-    (
-        "a container without its host's driver",
-        {"container": "lxc"},
-        {},
-        {},
-        "box: vllm_variant = 'auto'\n"
-        "8 NVIDIA device(s) are there, but no driver is loaded, so the engines would run on the CPU\n"
-        "→ pass the GPUs and the driver of its host through to this container, or set vllm_variant: cpu if that is "
-        "meant",
-    ),
-    (
-        "a driver that is too old",
-        works(nvidia_driver="550.54.15"),
-        {},
-        {},
-        "box: NVIDIA driver = '550.54.15'\n"
-        "vLLM's build is made with CUDA 13, which needs driver 580 or later; a driver that works is not replaced "
-        "unasked\n"
-        "→ set accelerator_nvidia_replace_driver: true (and accelerator_allow_reboot: true), or replace it "
-        "yourself, or set "
-        "vllm_variant: cpu",
-    ),
-    (
-        "a driver that is replaced",
-        works(nvidia_driver="550.54.15", active_units=["vllm@coder.service"]),
-        {},
-        {"accelerator_nvidia_replace_driver": True, "accelerator_allow_reboot": True},
-        "warning: box: NVIDIA driver = '550.54.15'\n"
-        f"8 NVIDIA device(s) are there; 550.54.15 is replaced by {PIN} with open kernel modules from NVIDIA's "
-        "repository\n"
-        "→ the host is restarted, because the old module is in use; vllm@coder.service are stopped for it",
-    ),
-    (
-        "a driver that would be replaced under a running engine, with no restart to end it",
-        works(nvidia_driver="550.54.15", active_units=["vllm@coder.service"]),
-        {},
-        {"accelerator_nvidia_replace_driver": True},
-        "box: accelerator_allow_reboot = False\n"
-        "replacing the driver stops vllm@coder.service until the host was restarted, and that is not allowed\n"
-        "→ set accelerator_allow_reboot: true, or stop the engines yourself before",
-    ),
-    (
-        "a .run driver that shall be replaced",
-        works(nvidia_driver="550.54.15"),
-        {"runfile": True},
-        {"accelerator_nvidia_replace_driver": True},
-        "box: NVIDIA driver = 'replace'\n"
-        "a driver was installed here by NVIDIA's .run installer; packages beside it end in a mix of both\n"
-        "→ sudo nvidia-uninstall, restart, and run this again; or set accelerator_nvidia_driver_source: keep",
-    ),
-    (
-        "held packages in the way",
-        {},
-        {"held": ["nvidia-driver-cuda"], "packages": {"nvidia-driver-cuda": "570.86.15-1"}},
-        {},
-        "box: held packages\n"
-        "these packages are held at another version: nvidia-driver-cuda\n"
-        "→ sudo apt-mark unhold nvidia-driver-cuda, if nobody needs them as they are",
-    ),
-    (
-        "Debian's own driver",
-        {},
-        {},
-        {"accelerator_nvidia_driver_source": "distribution"},
-        "box: accelerator_nvidia_driver_source = 'distribution'\n"
-        "Debian 12 has driver 535, and vLLM's build needs 580 or later\n"
-        "→ set it to nvidia or auto",
-    ),
-    (
-        "a branch that is too old",
-        UBUNTU,
-        {},
-        {"accelerator_nvidia_driver_branch": "550"},
-        "box: accelerator_nvidia_driver_branch = '550'\n"
-        "vLLM's build is made with CUDA 13, which needs driver 580 or later\n"
-        "→ set it to 580 or later, or leave it out",
-    ),
-    (
-        "a system whose packages nobody here knows",
-        {"distribution": "fedora", "distribution_version": "42"},
-        {},
-        {},
-        "box: accelerator_nvidia_driver_source = 'auto'\n"
-        "the role knows the driver's packages of Ubuntu 22.04 and 24.04 and of Debian 12 only\n"
-        "→ install NVIDIA's driver 580 or later by hand and set accelerator_nvidia_driver_source: keep",
-    ),
-    (
-        "a module that is not the installed one",
-        {**works(), "gpus": [], "nvidia_smi_complaint": "Failed to initialize NVML: Driver/library version mismatch"},
-        {"module_loaded": "580.95.05", "module_on_disk": "580.173.02"},
-        {},
-        "box: NVIDIA driver = '580.95.05'\n"
-        "the driver does not answer: Failed to initialize NVML: Driver/library version mismatch (module 580.95.05 "
-        "is loaded "
-        "and 580.173.02 is on disk)\n"
-        "→ restart the host, or set accelerator_allow_reboot: true",
-    ),
-    (
-        "a kernel to come that has no module",
-        works(),
-        {"next_kernel": {"name": "6.8.0-112-generic", "module": ""}},
-        {},
-        "warning: box: NVIDIA driver = '580.95.05'\n"
-        "the next start is with kernel 6.8.0-112-generic, for which there is no NVIDIA module: no driver would be "
-        "there\n"
-        "→ where the driver is held, an archive has modules of its newest driver only for a new kernel: keep the old "
-        "kernel, or plan an update of the driver with this restart (accelerator_nvidia_replace_driver)",
-    ),
-    (
-        "a wrong fabric manager",
-        works(nvswitch=True, fabricmanager="inactive"),
-        {"fabricmanager": "570.86.15"},
-        {},
-        "warning: box: nvidia-fabricmanager = '570.86.15'\n"
-        "the driver is 580.95.05, and a fabric manager of another version does not start: CUDA ends with error 802\n"
-        "→ nothing: the run installs the one of exactly the driver's version (580.95.05), holds both and starts it",
-    ),
-    (
-        "a wrong fabric manager that the role shall not touch",
-        works(nvswitch=True, fabricmanager="inactive"),
-        {"fabricmanager": "570.86.15"},
-        {"accelerator_provider": "none"},
-        "box: nvidia-fabricmanager = '570.86.15'\n"
-        "the driver is 580.95.05, and a fabric manager of another version does not start: CUDA ends with error 802\n"
-        "→ install nvidia-fabricmanager of exactly the driver's version (580.95.05), then sudo systemctl enable --now "
-        "nvidia-fabricmanager",
-    ),
-    (
-        "the right fabric manager",
-        works(nvswitch=True, fabricmanager="active"),
-        {"fabricmanager": "580.95.05"},
-        {"accelerator_nvidia_expected_gpus": 8},
-        "",
-    ),
-    (
-        "a GPU that is missing",
-        works(*(gpu(index) for index in range(7)), nvidia_devices=7),
-        {"xids": [{"pci": "0000:07:00", "xid": 79}]},
-        {"accelerator_nvidia_expected_gpus": 8},
-        "box: accelerator_nvidia_expected_gpus = 8\n"
-        "this host shows 7 GPU(s) of 8; the kernel's log says that 0000:07:00 fell off the bus (Xid 79)\n"
-        "→ restart the host; if it stays away, see to the card's seat and power, and have it replaced; or set the "
-        "number "
-        "that is right",
-    ),
-    (
-        "a GPU that the driver does not show",
-        works(gpu(0), nvidia_devices=2),
-        {},
-        {},
-        "warning: box: GPUs = 1\n"
-        "2 NVIDIA devices are on the PCI bus, and the driver shows 1 GPU(s)\n"
-        "→ restart the host; if it stays away, see to the card's seat and power, and have it replaced",
-    ),
-    (
-        "a GPU that ages",
-        works(gpu(0)),
-        {
-            "rows": {"GPU-0": {"pending": True, "failed": False}},
-            "links": {"GPU-0": {"generation": 3, "generation_card": 5, "ecc_errors_ever": 2}},
-            "xids": [{"pci": "0000:00:00", "xid": 31}, {"pci": "0000:00:00", "xid": 63}],
-        },
-        {},
-        "warning: box: GPU 0 = 'NVIDIA H100 80GB HBM3'\n"
-        "a row of its memory is defective and is replaced by a spare one when the GPU is reset\n"
-        "→ restart the host at the next occasion\n"
-        "warning: box: GPU 0 = 'NVIDIA H100 80GB HBM3'\n"
-        "its memory had 2 uncorrectable error(s) in its life, none since the driver was loaded\n"
-        "→ watch it; have it replaced if the number grows\n"
-        "warning: box: GPU 0 = 'NVIDIA H100 80GB HBM3'\n"
-        "its slot runs PCI Express 3, and the card could 5\n"
-        "→ see whether the slot, a riser or the firmware's setting limits it; else expect slower loading\n"
-        "warning: box: GPU 0 = 'NVIDIA H100 80GB HBM3'\n"
-        "the driver reported Xid 63 since the host started\n"
-        "→ journalctl -k -b --grep Xid; what the numbers mean: https://docs.nvidia.com/deploy/xid-errors/",
-    ),
-    (
-        "a GPU that has no spare rows left",
-        works(gpu(0)),
-        {"rows": {"GPU-0": {"pending": True, "failed": True}}},
-        {},
-        "box: GPU 0 = 'NVIDIA H100 80GB HBM3'\n"
-        "a row of its memory is defective, and there is no spare row left to take its place\n"
-        "→ have the card replaced, or name other GPUs in `devices`",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("probe", "facts", "site", "text"), [item[1:] for item in TEXTS], ids=[item[0] for item in TEXTS]
-)
-def test_texts(probe: dict[str, Any], facts: dict[str, Any], site: dict[str, Any], text: str) -> None:
-    assert judge(probe, facts, **site) == text
-
-
-@pytest.mark.parametrize(
-    ("probe", "site", "expected"),
-    [
-        ({}, {}, True),
-        ({"nvidia_driver": "580.95.05"}, {}, True),
-        ({"nvidia_devices": 0}, {}, False),
-        ({"container": "lxc"}, {}, False),
-        ({"wsl": True}, {}, False),
-        ({}, {"accelerator_provider": "none"}, False),
-        ({}, {"accelerator_state": "absent"}, False),
-        ({}, {"vllm_variant": "cpu"}, False),
-        ({"distribution": "fedora"}, {}, False),
-    ],
-)
-def test_what_variant_auto_goes_by(probe: dict[str, Any], site: dict[str, Any], expected: bool) -> None:
-    whole = {**HOST, **probe}  # facts of earlier releases have no key `nvidia`
-    assert preflight_gpu.will_have_driver(whole, site) is expected

@@ -47,6 +47,7 @@ WELL: dict[str, Any] = {
     "gpus": [],
     "gpu_processes": [],
     "nvidia_smi_complaint": "",
+    "nvidia_smi_slow": False,
     "nvidia_driver": "",
     "nvidia_devices": 0,
     "nvswitch": False,

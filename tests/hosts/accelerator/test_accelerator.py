@@ -20,6 +20,15 @@ INVENTORY = os.environ.get("MODELHOST_INVENTORY", str(ROOT / "molecule/accelerat
 PIN = yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8"))["nvidia"]
 DRIVER, TOOLKIT = PIN["driver"]["version"], PIN["toolkit"]["version"]
 OLD = "570.86.15"
+#: What Ubuntu's archive has later: molecule/accelerator/build.py.
+LATER, KERNEL = "580.180.11", "6.8.0-117-generic"
+#: What brings new kernels.
+KERNELS = {
+    "linux-generic",
+    "linux-image-generic",
+    "linux-headers-generic",
+    "linux-modules-nvidia-580-server-open-generic",
+}
 DEBIAN, UBUNTU, WSL = "modelhost-gpu-debian", "modelhost-gpu-ubuntu", "modelhost-gpu-wsl"
 #: The toolkit is installed where engines run in containers. No container runs here: docker_engine's tasks and the
 #: engines' are left out, and the image is a name.
@@ -101,8 +110,16 @@ def files(host: str) -> str:
     return shell(
         host,
         "ls -d /etc/apt/sources.list.d/modelhost-nvidia* /etc/apt/keyrings/modelhost-nvidia* /etc/cdi/* /var/run/cdi/* "
-        "/etc/apt/preferences.d/modelhost* /var/lib/modelhost/accelerator/* 2>/dev/null || true",
+        "/etc/apt/preferences.d/modelhost* /var/lib/modelhost/accelerator/* /etc/modprobe.d/modelhost* "
+        "/etc/modules-load.d/modelhost* /etc/systemd/system/nvidia-*.d 2>/dev/null || true",
     )
+
+
+def archive(host: str, name: str) -> None:
+    """Ubuntu's archive as it is from now on."""
+    source = f"deb [trusted=yes] file:///srv/apt/{name} ./"
+    lists = "/etc/apt/sources.list.d"
+    shell(host, f"rm {lists}/*archive*; echo '{source}' >{lists}/archive.list; apt-get update -qq")
 
 
 def test_check_mode_on_bare_hosts_changes_nothing() -> None:
@@ -140,7 +157,7 @@ def test_fresh_hosts() -> None:
 
     # Debian: everything but the restart.
     assert (
-        "the kernel's own driver nouveau holds the GPUs, so this host has to be restarted, and "
+        "the kernel's own driver nova_core holds the GPUs, so this host has to be restarted, and "
         "accelerator_allow_reboot is "
         "false. Everything else is done." in done.said
     )
@@ -150,6 +167,7 @@ def test_fresh_hosts() -> None:
         "nvidia-driver-cuda",
         "nvidia-kernel-open-dkms",
         "nvidia-persistenced",
+        "nvidia-modprobe",
         "nvidia-fabricmanager",
     }
     assert {name: there[name] for name in driver} == dict.fromkeys(driver, f"{DRIVER}-1")
@@ -166,8 +184,15 @@ def test_fresh_hosts() -> None:
     assert not [name for name in there if "dkms" in name and "no-dkms" not in name]
     assert loaded(UBUNTU) == DRIVER
     assert {"nvidia-utils-580-server", "libnvidia-compute-580-server"} <= held(UBUNTU)
+    assert held(UBUNTU) >= KERNELS
     assert unit(UBUNTU, "nvidia-persistenced") == "active"
-    assert f"libcuda.so.{DRIVER}" in shell(UBUNTU, "cat /run/cdi/nvidia.yaml")
+    assert "--no-persistence-mode" in shell(UBUNTU, "cat /lib/systemd/system/nvidia-persistenced.service")
+    started = shell(UBUNTU, "systemctl show -p ExecStart nvidia-persistenced")
+    assert "--verbose" in started
+    assert "--no-persistence-mode" not in started
+    described = shell(UBUNTU, "cat /run/cdi/nvidia.yaml")
+    assert f"libcuda.so.{DRIVER}" in described
+    assert "/dev/nvidia-uvm" in described
     assert "modelhost-nvidia-cuda" not in files(UBUNTU)
     assert "Report what the new drivers show" in done.output
 
@@ -179,7 +204,8 @@ def test_fresh_hosts() -> None:
         "libnvidia-container1",
     }
     assert "and one inside would hide it" in done.said
-    assert "nvidia.com/gpu" in shell(WSL, "cat /etc/cdi/nvidia.yaml")
+    assert "nvidia.com/gpu" in shell(WSL, "cat /run/cdi/nvidia.yaml")
+    assert unit(WSL, "nvidia-cdi-refresh.service") == "inactive", "it does its work and ends, as the real one does"
     for host in (DEBIAN, UBUNTU, WSL):
         assert shell(host, "ls /etc/docker 2>/dev/null || true") == ""
 
@@ -197,6 +223,9 @@ def test_the_restart_when_it_is_allowed() -> None:
     assert shell(DEBIAN, "cat /proc/sys/kernel/random/boot_id") != before
     assert loaded(DEBIAN) == DRIVER
     assert (unit(DEBIAN, "nvidia-fabricmanager"), unit(DEBIAN, "nvidia-persistenced")) == ("active", "active")
+    # No rule of udev's makes it there.
+    assert "/dev/nvidia-uvm" in shell(DEBIAN, "ls /dev/nvidia-uvm; cat /run/cdi/nvidia.yaml")
+    assert "nvidia-uvm" in shell(DEBIAN, "cat /etc/modules-load.d/modelhost-nvidia.conf")
     assert f"libcuda.so.{DRIVER}" in shell(DEBIAN, "cat /run/cdi/nvidia.yaml")
 
     again = play([LOOK, PROVISION], [DEBIAN], **CONTAINERS, accelerator_allow_reboot=True)
@@ -204,8 +233,37 @@ def test_the_restart_when_it_is_allowed() -> None:
     assert "works and is new enough" in again.said
 
 
+def test_an_update_of_the_host_brings_no_kernel_without_a_driver() -> None:
+    """What unattended-upgrades does, once the archive has another driver and another kernel."""
+    archive(UBUNTU, "ubuntu-later")
+    upgrade = "apt-get --simulate --assume-yes dist-upgrade"
+    assert KERNEL not in shell(UBUNTU, upgrade)
+    kernels = " ".join(KERNELS)
+    free = shell(UBUNTU, f"apt-mark unhold {kernels} >/dev/null; {upgrade}; apt-mark hold {kernels} >/dev/null")
+    assert f"Inst linux-image-{KERNEL}" in free, "without the hold it comes, and the driver's modules for it do not"
+    assert f"Inst linux-modules-nvidia-580-server-open-{KERNEL}" not in free
+
+
+def test_an_update_moves_driver_and_kernel_together() -> None:
+    """The archive's later driver has no modules for the running kernel."""
+    done = play(
+        [PROVISION],
+        [UBUNTU],
+        accelerator_nvidia_driver_version=LATER,
+        accelerator_nvidia_replace_driver=True,
+        accelerator_allow_reboot=True,
+    )
+    assert done.code == 0, done.output
+    assert "modules: newest: linux-image-generic linux-modules-nvidia-580-server-open-generic" in done.said
+    assert loaded(UBUNTU) == LATER
+    assert f"linux-modules-nvidia-580-server-open-{KERNEL}" in packages(UBUNTU)
+    assert held(UBUNTU) >= KERNELS
+
+
 def test_an_old_driver_is_named_and_stays_unless_asked() -> None:
-    names = "libcuda1 nvidia-driver-cuda nvidia-kernel-open-dkms nvidia-persistenced nvidia-fabricmanager"
+    names = (
+        "libcuda1 nvidia-driver-cuda nvidia-kernel-open-dkms nvidia-persistenced nvidia-modprobe nvidia-fabricmanager"
+    )
     wanted = " ".join(f"{name}={OLD}-1" for name in names.split())
     apt = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --allow-downgrades --allow-change-held-packages"
     shell(
@@ -284,3 +342,27 @@ def test_what_stands_in_the_way_is_told_before_anything_is_done() -> None:
     assert refused.code != 0
     assert "these packages are held at another version: nvidia-fabricmanager-570" in refused.said
     assert set(packages(UBUNTU)) == {"nvidia-fabricmanager-570"}
+
+
+def test_a_kernel_whose_modules_fit_no_driver_any_more() -> None:
+    """A server installed from last quarter's image: its kernel's signed modules stay in the archive and fit no more."""
+    shell(
+        UBUNTU, "apt-get purge -y -qq --allow-change-held-packages nvidia-fabricmanager-570; systemctl restart machine"
+    )
+    refused = play([PROVISION], [UBUNTU])
+    assert refused.code != 0
+    assert f"apt can install {LATER} with modules for no kernel of this host" in refused.said
+    assert "signed: linux-modules-nvidia-580-server-open" in refused.said
+    assert f"Depends: nvidia-kernel-common-580-server (<= {DRIVER}-0ubuntu0.24.04.1)" in refused.said
+    assert (
+        "set accelerator_allow_reboot: true, and the run installs the newest kernel and restarts the host"
+        in refused.said
+    )
+    assert "Secure Boot is on. Enrol the key" in refused.said
+    assert packages(UBUNTU) == {}, "nothing was installed"
+
+    # What is built here is taken where the kernel would load it.
+    machine(UBUNTU, SECURE_BOOT="")
+    built = play([PROVISION], [UBUNTU], "--check")
+    assert built.code == 0, built.output
+    assert "modules: built: nvidia-dkms-580-server-open" in built.said
