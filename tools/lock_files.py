@@ -27,12 +27,14 @@ from typing import Any
 import requests
 import yaml
 from ansible.plugins.loader import init_plugin_loader
+from ansible.utils.collection_loader import AnsibleCollectionConfig
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-init_plugin_loader([str(ROOT / ".collections")])
+if AnsibleCollectionConfig.collection_finder is None:
+    init_plugin_loader([str(ROOT / ".collections")])
 
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_plan import File  # noqa: E402 (needs the loader)
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_tools import Uv  # noqa: E402
@@ -73,7 +75,7 @@ def locks() -> dict[str, Lock]:
         build: Lock(
             ROOT / pins["vllm"][build]["lock"],
             role["__vllm_excludes"][build],
-            shared=pins["vllm"][build].get("shared") or [],
+            shared=pins["vllm"][build]["shared"],
             elsewhere=["torch"] if build == "cpu" else [],
         )
         for build in ("cpu", "cuda")
@@ -145,7 +147,9 @@ def installed(path: str) -> str:
     found = re.match(r"[^/]+\.data/(purelib|platlib|scripts|data|headers)/(.*)", path)
     if not found:
         return path
-    return {"scripts": "../../../bin/", "data": "../../../", "headers": "../../../include/"}.get(found[1], "") + found[2]
+    return {"scripts": "../../../bin/", "data": "../../../", "headers": "../../../include/"}.get(found[1], "") + found[
+        2
+    ]
 
 
 @functools.cache
@@ -153,7 +157,8 @@ def wheel(url: str) -> Wheel:
     """A wheel's own account of itself."""
     with requests.Session() as session:
         local = url.startswith("file:")
-        file: Any = open(urllib.parse.unquote(url[7:]), "rb") if local else io.BufferedReader(Remote(session, url), BLOCK)
+        path = Path(urllib.parse.unquote(url[7:]))
+        file: Any = path.open("rb") if local else io.BufferedReader(Remote(session, url), BLOCK)
         with file, zipfile.ZipFile(file) as archive:
             names = set(archive.namelist())
             (folder,) = {name.split("/")[0] for name in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)}
