@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
-from ansible_collections.modelhost.serving.plugins.module_utils import vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import runtime, vllm_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8"))["vllm"]["cuda"]["version"]
@@ -96,3 +96,51 @@ def test_torch_s_cpu_build_is_pinned_for_every_python_of_the_role() -> None:
     assert set(cpu["torch"]["sha256"]) == {"cp311", "cp312", "cp313"}
     lock = (ROOT / cpu["lock"]).read_text(encoding="utf-8")
     assert all(digest in lock for digest in cpu["torch"]["sha256"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "glibc", "fits"),
+    [
+        ("vllm-1+cpu-cp38-abi3-manylinux_2_39_x86_64.whl", "2.39", True),
+        ("vllm-1+cpu-cp38-abi3-manylinux_2_39_x86_64.whl", "2.36", False),
+        ("vllm-1+cpu-cp38-abi3-manylinux_2_39_x86_64.whl", "2.4", False),
+        ("vllm-1+cpu-cp38-abi3-manylinux_2_34_x86_64.whl", "2.35", True),
+        ("vllm-1-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl", "2.17", True),
+        ("vllm-1+cpu-cp38-abi3-manylinux_2_39_x86_64.whl", "", False),
+        ("vllm-1+cpu-cp38-abi3-manylinux_2_39_x86_64.whl", None, True),
+    ],
+)
+def test_a_wheel_s_name_says_the_oldest_c_library(name: str, glibc: Any, fits: bool) -> None:
+    assert runtime.wheel_fits(name, glibc) is fits
+
+
+@pytest.mark.parametrize(
+    ("wish", "sha256", "glibc", "source"),
+    [
+        ("auto", "a" * 64, "2.39", "official"),
+        ("auto", "a" * 64, "2.36", "pypi"),
+        ("auto", "unverified", "2.39", "pypi"),
+        ("pypi", "a" * 64, "2.39", "pypi"),
+        ("official", "a" * 64, "2.36", "official"),
+    ],
+)
+def test_where_the_cpu_build_comes_from(wish: str, sha256: str, glibc: str, source: str) -> None:
+    """`official` on a host that is too old for it is refused before: roles/vllm/tasks/validate.yml."""
+    official = {"file": "vllm-1+cpu-cp38-abi3-manylinux_2_39_x86_64.whl", "url": "https://x/y.whl", "sha256": sha256}
+    known = {
+        "__vllm_variant": "cpu",
+        "__vllm_official": official,
+        "vllm_wheel_source": wish,
+        "__vllm_host": {"glibc": glibc},
+    }
+    assert value("__vllm_source", **known) == source
+    assert value("__vllm_official_fits", **known) is (glibc == "2.39")
+    if wish == "auto" and source == "pypi":
+        why = "needs a newer glibc" if glibc == "2.36" else "has no checksum"
+        assert why in value("__vllm_release_text", **known)
+
+
+def test_the_pinned_name_and_address_agree() -> None:
+    official = yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8"))["vllm"]["cpu"]["official"]
+    assert official["url"].endswith("/" + official["file"])
+    assert runtime.wheel_glibc(official["file"]) >= runtime.ENGINE_GLIBC
