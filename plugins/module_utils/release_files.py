@@ -41,13 +41,16 @@ def records(environment: str) -> dict:
 
 
 def owners(environment: str) -> dict:
-    """Path from site-packages → {(hash, size): distributions that say so}; what has no hash is left out."""
+    """Path from site-packages → {(hash, size): distributions that say so}.
+
+    Left out is what has no hash, and bytecode: some wheels bring it, and it is made anew here.
+    """
     found: dict = {}
     site = os.path.join(environment, site_packages(environment))
     for name in records(environment):
         with open(os.path.join(site, name, "RECORD"), encoding="utf-8", newline="") as handle:
             for row in csv.reader(handle):
-                if len(row) == 3 and row[1]:
+                if len(row) == 3 and row[1] and not row[0].endswith(".pyc"):
                     says = (row[1], int(row[2]) if row[2] else None)
                     found.setdefault(os.path.normpath(row[0]), {}).setdefault(says, []).append(name)
     return found

@@ -192,6 +192,14 @@ def test_a_wheel_with_a_wrong_record_is_taken_as_it_is(world: World) -> None:
     assert value(first["path"], "three") == "3"
 
 
+def test_bytecode_of_a_wheel_is_no_concern(world: World) -> None:
+    tag = sys.implementation.cache_tag
+    world.wheel("three", {"three.py": b"VALUE = 3\n", f"__pycache__/three.{tag}.pyc": b"made elsewhere"})
+    first = world.run()
+    assert value(first["path"], "three") == "3"
+    assert not world.run(check="contents")["changed"]
+
+
 def test_an_interrupted_installation_leaves_no_release(world: World) -> None:
     world.program("with-mirrors", '"$@" || exit\ncase $* in *"pip install"*) kill -9 $PPID;; esac')
     with pytest.raises(AssertionError):
