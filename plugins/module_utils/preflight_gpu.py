@@ -10,6 +10,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     catalog,
     hardware,
     nvidia_plan,
+    runtime,
     vllm_flags,
 )
 from ansible_collections.modelhost.serving.plugins.module_utils.nvidia_plan import (
@@ -32,6 +33,8 @@ FP8_CAPABILITY = 8.9
 PROGRAM_XIDS = {13, 31, 43, 45, 68, 69}
 #: What `nvidia-smi -q` says of a GPU's fabric where all is well; nothing where it does not know the question.
 READY = (None, "", "N/A", "Completed")
+#: Data-centre Blackwell (B200, B300): FlashInfer fetches ready-made kernels for it from NVIDIA while the engine runs.
+FETCHED_KERNELS = (10.0, 11.0)
 #: The card is gone until the host starts again.
 LOST_XID = 79
 
@@ -217,6 +220,8 @@ def gpu_problems(host: str, probe: dict[str, Any], variables: Any) -> list[dict[
         needed = devices_of(flags)
         found += count_problems(host, where, instance, needed, gpus)
         found += capability_problems(host, where, entry, mine)
+        if runtime.of_engines(probe, variables).get(str(instance.get("name"))) == "venv":
+            found += kernel_problems(host, f"{where}.runtime" if instance.get("runtime") else "vllm_runtime", mine)
         share = placed[index].get("gpu_memory_utilization") or capacity.GPU_MEMORY_UTILIZATION
         share = float(flags.get("gpu_memory_utilization") or share)
         found += room_problems(host, where, share, mine, probe)
@@ -322,6 +327,18 @@ def capability_problems(
             fix = "expect that, or choose an AWQ or GPTQ checkpoint, which is made for such GPUs"
             found.append(problem(host, f"{where}.model", entry["id"], why, fix, "warning"))
     return found
+
+
+def kernel_problems(host: str, where: str, gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """GPUs whose kernels no virtual environment brings: its engines reach nothing from which to fetch them."""
+    for gpu in gpus:
+        if gpu["compute_capability"] and FETCHED_KERNELS[0] <= float(gpu["compute_capability"]) < FETCHED_KERNELS[1]:
+            why = (
+                f"{gpu['name']} has compute capability {gpu['compute_capability']}, for which FlashInfer fetches "
+                "kernels from NVIDIA while the engine runs, and engines here reach no network"
+            )
+            return [problem(host, where, "venv", why, "set it to docker, where an image brings its kernels")]
+    return []
 
 
 def room_problems(

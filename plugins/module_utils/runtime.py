@@ -7,6 +7,7 @@ made for, a systemd that knows the units' sandbox. Anything older gets a contain
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 #: vLLM's wheels are manylinux_2_34, those of LiteLLM's dependencies manylinux_2_28.
@@ -22,6 +23,19 @@ RUNTIMES = ("venv", "docker")
 def version(text: Any) -> tuple[int, ...]:
     """`2.31` → (2, 31)"""
     return tuple(int(part) for part in str(text or "").split(".") if part.isdigit())
+
+
+def wheel_glibc(name: str) -> tuple[int, int]:
+    """The oldest C library that a wheel runs with, by the tag in its file name; of several tags the oldest counts."""
+    found = [(int(major), int(minor)) for major, minor in re.findall(r"manylinux_(\d+)_(\d+)_", name)]
+    if not found:
+        raise ValueError(f"{name} has no manylinux tag")
+    return min(found)
+
+
+def wheel_fits(name: str, glibc: Any) -> bool:
+    """Whether a wheel runs with a host's C library; where that is not known, nothing speaks against it."""
+    return glibc is None or version(glibc) >= wheel_glibc(name)
 
 
 def automatic(probe: dict[str, Any], glibc: tuple[int, ...]) -> str:

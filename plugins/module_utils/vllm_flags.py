@@ -210,13 +210,18 @@ def model_path(entry: dict[str, Any], models_dir: str) -> str:
     return f"{models_dir}/{source['repo']}/{source['revision']}"
 
 
-def start_timeout(entry: dict[str, Any]) -> int:
-    """Seconds that a start may take: ten minutes, and the weights read at 0.2 GiB/s.
+#: Seconds for the kernels that FlashInfer and DeepGEMM compile at the first start on a GPU, with the release's nvcc.
+#: One of FlashInfer's modules took 200 to 250 s on two cores, and an engine may want several.
+COMPILE_SECONDS = 1200
+
+
+def start_timeout(entry: dict[str, Any], compiles: bool = False) -> int:
+    """Seconds that a start may take: ten minutes, and the weights read at 0.2 GiB/s, and the kernels that it compiles.
 
     0.2 GiB/s is what an ordinary SATA disk sustains; the ten minutes are vLLM's own default
     for an engine to become ready (VLLM_ENGINE_READY_TIMEOUT_S).
     """
-    return 600 + int(float(entry.get("weights_gib") or 0) / 0.2)
+    return 600 + int(float(entry.get("weights_gib") or 0) / 0.2) + (COMPILE_SECONDS if compiles else 0)
 
 
 def resolve(instance: dict[str, Any], catalog: dict[str, Any]) -> dict[str, Any]:
@@ -380,7 +385,9 @@ def effective_instance(
     )
     path = model_path(entry, models_dir)
     flags = {name: value for name, (value, _origin) in merged.items()}
-    seconds = timeout or start_timeout(entry)
+    # An image has its kernels, or a compiler, of its own.
+    on_gpu = runtime == "venv" and bool(machine) and machine["kind"] == "cuda"
+    seconds = timeout or start_timeout(entry, compiles=on_gpu)
     return {
         "name": instance["name"],
         "model": entry["id"],
@@ -390,6 +397,8 @@ def effective_instance(
         "served_model_name": names,
         "max_model_len": flags.get("max_model_len"),
         "start_timeout": seconds,
+        # torch.compile makes kernels with the host's compiler, unless it is told not to.
+        "compiles": not flags.get("enforce_eager"),
         "flags": flags,
         "origins": {name: origin for name, (_value, origin) in merged.items()},
         "argv": [path, *argv(flags, kinds)],

@@ -549,6 +549,21 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "",
     ),
     (
+        "a GPU whose kernels a virtual environment would have to fetch",
+        with_gpus(gpu(name="NVIDIA B200", compute_capability="10.0")),
+        {},
+        "box: vllm_runtime = 'venv'\n"
+        "NVIDIA B200 has compute capability 10.0, for which FlashInfer fetches kernels from NVIDIA while the engine "
+        "runs, and engines here reach no network\n"
+        "→ set it to docker, where an image brings its kernels",
+    ),
+    (
+        "a GPU of that generation for workstations",
+        with_gpus(gpu(name="NVIDIA RTX PRO 6000 Blackwell", compute_capability="12.0")),
+        {},
+        "",
+    ),
+    (
         "a checkpoint for CPUs on a GPU host",
         with_gpus(gpu()),
         asks(entry(runs_on=["cpu"])),
