@@ -14,7 +14,7 @@ import stat
 from typing import Any
 
 #: More is not the gateway's.
-LARGEST = 1 << 20
+LARGEST = 4 << 20
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 

@@ -9,7 +9,6 @@ import json
 import random
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -501,18 +500,6 @@ def test_fifty_clients_at_once() -> None:
 def test_the_inventory_and_the_gateway_call_limits_alike() -> None:
     for name in litellm_config.LIMITS:
         assert limits.Allowance.of({name: 7}) != limits.Allowance.of({})
-
-
-@pytest.mark.parametrize(
-    ("expires", "gone"), [(None, False), ("2027-06-29", True), ("2027-06-30", False), ("2027-07-01", False)]
-)
-def test_a_key_is_good_until_the_end_of_its_day(expires: str | None, gone: bool) -> None:
-    assert limits.expired(expires, date(2027, 6, 30)) is gone
-
-
-def test_a_last_day_that_is_none_is_an_error() -> None:
-    with pytest.raises(ValueError, match="soon"):
-        limits.expired("soon")
 
 
 def test_somebody_looks_after_places_and_counters() -> None:

@@ -20,7 +20,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date, datetime, timezone
 from typing import Any, Protocol
 
 LOG = logging.getLogger("modelhost.gateway")
@@ -284,7 +283,7 @@ class Limits:
     ) -> Admission:
         """Let a request of a user through.
 
-        model: the instance that answers, for the counters; light: the request only counts tokens. body_bytes and
+        model: the name that was asked for, for the counters; light: the request only counts tokens. body_bytes and
         max_tokens decide nothing here (see above).
         """
         allowance = Allowance.of(user.limits)
@@ -345,13 +344,6 @@ def refusal(over: str, allowance: Allowance, seconds: int) -> str:
     else:
         what = "%d of your requests are running at this moment" % allowance.places
     return "%s, and that is your limit (%s). Try again in %d s." % (what, over, seconds)
-
-
-def expired(expires: str | None, today: date | None = None) -> bool:
-    """Whether a key has expired. It is good until the end of its day, in UTC. ValueError for what is no date."""
-    if expires is None:
-        return False
-    return (today or datetime.now(timezone.utc).date()) > date.fromisoformat(expires)
 
 
 def whole(value: Any) -> int:

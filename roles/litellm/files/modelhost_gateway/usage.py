@@ -1,8 +1,8 @@
 """Counters of each user's requests and tokens, which survive a restart.
 
-They stand in one small file: names of users and of instances, and numbers; nothing of a prompt or an answer. The file
-is written at most every few seconds and replaced as a whole, so a reader never sees half of it. After a crash the
-last seconds are missing. A file that cannot be read is put aside, and counting begins anew.
+They stand in one small file: names of users and of the models they asked for, and numbers; nothing of a prompt or an
+answer. The file is written at most every few seconds and replaced as a whole, so a reader never sees half of it. After
+a crash the last seconds are missing. A file that cannot be read is put aside, and counting begins anew.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ LOG = logging.getLogger("modelhost.gateway")
 #: Where it lies; the role says so.
 FILE = os.environ.get("MODELHOST_USAGE", "/var/lib/modelhost/litellm/usage.json")
 COUNTERS = ("requests", "refused", "prompt_tokens", "completion_tokens")
-#: Bytes that the file can have, and instances of one user; more is not ours.
-LARGEST = 1 << 20
-MODELS = 64
+#: Bytes that the file can have, and models of one user: `claude-*` takes whatever name somebody makes up.
+LARGEST = 4 << 20
+MODELS = 16
 OTHER = "other"
 #: Counters end here rather than grow into numbers that other programs cannot read.
 HIGHEST = 2**53 - 1
@@ -49,7 +49,7 @@ class Usage:
         self._read()
 
     def count(self, user: str, model: str = "", **amounts: int) -> None:
-        """Add to the counters of a user, and of one of the user's instances if it is named."""
+        """Add to the counters of a user, and of one of the models, if it is named."""
         entry = self.content["users"].setdefault(user, {**dict.fromkeys(COUNTERS, 0), "models": {}})
         entry["last"] = now()
         several = [entry]
