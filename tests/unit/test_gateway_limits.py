@@ -153,7 +153,34 @@ def test_a_limit_that_is_none_lets_nobody_through(value: Any) -> None:
     assert run(test).places() == 0
 
 
-EVENTS = st.lists(st.tuples(st.floats(0, 25, allow_nan=False), st.integers(1, 12)), min_size=1, max_size=60)
+def test_requests_that_are_kept_as_one_leave_with_the_last() -> None:
+    async def test(world: World) -> None:
+        user = User(requests_per_minute=2)
+        await world.admit(user)
+        world.clock.now += 0.9
+        await world.admit(user)
+        world.clock.now += 59.5
+        assert (await world.refused(user)).retry_after == 1
+        world.clock.now += 0.5
+        await world.admit(user)
+        await world.admit(user)
+        await world.refused(user)
+
+    run(test)
+
+
+def test_a_place_that_was_given_back_is_not_renewed() -> None:
+    async def test(world: World) -> None:
+        user = User(max_parallel_requests=1)
+        admission = await world.admit(user)
+        admission.release()
+        await world.limits.renew()
+        (await world.admit(user)).release()
+
+    run(test)
+
+
+EVENTS = st.lists(st.tuples(st.floats(0, 1) | st.floats(0, 25), st.integers(1, 12)), min_size=1, max_size=60)
 
 
 @given(st.integers(1, 9), EVENTS)
@@ -370,7 +397,7 @@ def test_a_request_that_is_lost_gives_its_place_back() -> None:
         user = User(max_parallel_requests=1)
         await world.admit(user)
         gc.collect()
-        world.clock.now += limits.LEASE
+        await world.spend_time(limits.LEASE)
         await world.admit(user)
 
     run(test)

@@ -79,7 +79,7 @@ class Store(Protocol):
         """Count tokens."""
 
     async def renew(self, places: list[tuple[str, str, str]]) -> None:
-        """Keep places (user, gauge, place) for another `LEASE`."""
+        """Keep places (user, gauge, place) for another `LEASE`. One that is not taken stays free."""
 
     def leave(self, user: str, gauge: str, place: str) -> None:
         """Give a place back. One that is not taken is no error."""
@@ -232,7 +232,6 @@ class Admission:
         self.user, self.model, self.gauge, self.place = user, model, gauge, uuid.uuid4().hex
         self._store, self._usage = store, usage
         self._counted = (0, 0)
-        self._released = False
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -255,9 +254,7 @@ class Admission:
 
     def release(self) -> None:
         """Give the place back."""
-        if not self._released:
-            self._released = True
-            self._store.leave(*self.key)
+        self._store.leave(*self.key)
 
 
 class Limits:
@@ -327,7 +324,7 @@ class Limits:
 
     async def renew(self) -> None:
         """Keep the places of the requests that run."""
-        await self.store.renew([admission.key for admission in self._running if not admission._released])
+        await self.store.renew([admission.key for admission in self._running])
 
     def close(self) -> None:
         """At the end of the process: write the counters down. To be called when no request runs any more."""
