@@ -36,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 GATEWAY_PORT, OLLAMA_PORT = 4000, 11434
 #: The gateway's folder, as in its unit.
 GATEWAY_DIR = "/etc/modelhost/litellm"
-#: The checks' own user, as in the role litellm.
-VERIFY_USER = "verify"
 #: Seconds that a stop may take: requests in flight get 20 (shutdown_timeout), and many GPUs take some to be let go.
 STOP_SECONDS = 60
 #: Random bytes of a key (256 bits).
@@ -682,7 +680,7 @@ def project(inputs: Inputs) -> Project:
     notes = remarks(inputs, engines, entries)
     backends = backends_of(inputs, engines)
     asked = of_this_host(inputs, [item["name"] for item in engines], notes)
-    everybody = [*asked["users"], {"name": VERIFY_USER}]
+    everybody = [*asked["users"], {"name": litellm_config.CHECKS_USER}]
     names = (backends, asked["default"], asked["aliases"], asked["dated"])
     used = services(inputs, engines, entries)
     volumes = {part["source"] for item in used.values() for part in item["volumes"] if part["type"] == "volume"}
@@ -709,7 +707,7 @@ def project(inputs: Inputs) -> Project:
         files,
         ["LITELLM_MASTER_KEY", *map(litellm_config.environment_name, backends)],
         {"COMPOSE_PROJECT_NAME": project_name(inputs.host)},
-        litellm_config.access(everybody, *names),
+        litellm_config.access(everybody, *names, litellm_config.default_limits(inputs.gateway)),
         {user["name"]: str(user["key"]) for user in asked["users"] if user.get("key")},
         notes,
         problems(inputs, engines, entries),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import date, datetime
 from typing import Any
 
 #: Public id of an instance. Names that begin with `claude-` would make Claude Code assume the
@@ -45,6 +46,10 @@ OWNED = {
         "disable_cooldowns": "litellm_cooldown",
     },
 }
+#: Limits of a user, as they are called in `litellm_users`, behind `litellm_default_`, and in the file of key hashes.
+LIMITS = ("requests_per_minute", "tokens_per_minute", "max_parallel_requests")
+#: The checks' own user. Only root reads its key, and a check that is refused would say nothing about the engine.
+CHECKS_USER = "verify"
 SECTIONS = ("general_settings", "litellm_settings", "router_settings")
 
 
@@ -166,10 +171,11 @@ def access(
     wanted_default: str,
     aliases: dict[str, str] | None = None,
     dated: list[str] | None = None,
+    default_limits: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All public names, and which of them each user may ask for. Keys are not in it.
+    """All public names, and for each user the own ones, limits and the last day. Keys are not in it.
 
-    A user without `models` may use every instance.
+    A user without `models` may use every instance; one without a limit has the default; 0 is no limit.
     """
     names = public_names(backends, wanted_default, aliases, dated)
     return {
@@ -180,10 +186,37 @@ def access(
                 "models": [
                     name for name, instance in names.items() if not user.get("models") or instance in user["models"]
                 ],
+                "limits": {} if user["name"] == CHECKS_USER else limits(user, default_limits or {}),
+                "expires": last_day(user.get("expires")),
             }
             for user in users
         ],
     }
+
+
+def default_limits(variables: dict[str, Any]) -> dict[str, Any]:
+    """The limits of users who have none of their own, from a gateway's variables."""
+    return {name: variables["litellm_default_" + name] for name in LIMITS}
+
+
+def limits(user: dict[str, Any], defaults: dict[str, Any]) -> dict[str, int]:
+    """The limits that hold for a user."""
+    found = {}
+    for name in LIMITS:
+        value = user.get(name)
+        found[name] = int(defaults.get(name) or 0) if value is None else int(value)
+    return {name: value for name, value in found.items() if value}
+
+
+def last_day(value: Any) -> str | None:
+    """A date as YAML reads it, or as text -> `2027-06-30`; ValueError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+        return date.fromisoformat(value).isoformat()
+    raise ValueError(f"{value!r} is no date")
 
 
 def environment_value(text: str) -> str:

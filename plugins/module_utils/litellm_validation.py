@@ -5,23 +5,31 @@ from __future__ import annotations
 
 import difflib
 import re
+from datetime import date, datetime, timezone
 from typing import Any
 
 from ansible_collections.modelhost.serving.plugins.module_utils import vllm_flags
 from ansible_collections.modelhost.serving.plugins.module_utils.litellm_config import (
+    CHECKS_USER,
     FAMILY,
+    LIMITS,
     OWNED,
     PREFIX,
     SECTIONS,
     WILDCARD,
+    last_day,
 )
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 from ansible_collections.modelhost.serving.plugins.module_utils.vllm_flag_validation import environment_problems
 from ansible_collections.modelhost.serving.plugins.module_utils.vllm_validation import address_problem
 
 USER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-#: The checks' own user.
-RESERVED = "verify"
+#: What an entry of litellm_users can have.
+USER_SETTINGS = ("name", "models", "key", *LIMITS, "expires")
+#: The highest value of each limit; above it somebody means "no limit", which is 0.
+MOST = {"requests_per_minute": 100_000, "tokens_per_minute": 1_000_000_000, "max_parallel_requests": 10_000}
+#: Tokens that the first request of a Claude Code session has at least.
+SMALL = 20_000
 #: Shortest key that a user may bring along.
 KEY_LENGTH = 20
 KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
@@ -36,6 +44,7 @@ OWNED_ENVIRONMENT = {
     "DATABASE_URL": "remove it: this release runs without a database",
     "LITELLM_LOG": "set litellm_log_level",
     "LITELLM_WORKER_STARTUP_HOOKS": "remove it: the check of users' keys starts by it",
+    "MODELHOST_USAGE": "remove it: it names the file of users' counters",
     "MODELHOST_KEY_HASHES": "remove it: it names the file of users' keys",
     "PYTHONPATH": "remove it: the check of users' keys is found by it",
     "PORT": "set litellm_port",
@@ -91,9 +100,9 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
             found.append(problem(host, where, None, "a user is a mapping", "write `- {name: alice, models: [coder]}`"))
             continue
         for unknown in user:
-            if unknown not in ("name", "models", "key"):
+            if unknown not in USER_SETTINGS:
                 # The value could be a key under a misspelt name, so it is not shown.
-                fix = "a user has name, models and key" + _near(str(unknown), ["name", "models", "key"])
+                fix = "a user has " + ", ".join(USER_SETTINGS) + _near(str(unknown), list(USER_SETTINGS))
                 found.append(problem(host, f"{where}.{unknown}", None, "a user has no such setting", fix))
         name = user.get("name")
         if not isinstance(name, str) or not USER_NAME.fullmatch(name):
@@ -106,7 +115,7 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
                     "use 1 to 63 lower-case letters, digits, dots, dashes and underscores",
                 )
             )
-        elif name == RESERVED:
+        elif name == CHECKS_USER:
             found.append(
                 problem(host, f"{where}.name", name, "this name is the checks' own user", "choose another name")
             )
@@ -149,6 +158,7 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
                         f"choose from: {', '.join(names) or 'none yet'}{_near(str(model), names)}",
                     )
                 )
+        found += limit_problems(host, f"{where}.", user) + expiry_problems(host, f"{where}.expires", user)
         if "key" in user:
             why = weakness(user["key"]) if user["key"] is not None else "the key is empty"
             if why:
@@ -174,6 +184,43 @@ def user_problems(host: str, users: Any, names: list[str]) -> list[dict[str, Any
             else:
                 keys[user["key"]] = index
     return found
+
+
+def limit_problems(host: str, prefix: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Limits, of one user (`litellm_users[0].`) or of all that have none of their own (`litellm_default_`)."""
+    found = []
+    at_top = prefix.endswith("_")
+    for name in LIMITS:
+        place = prefix + name
+        value = _number(values.get(place)) if at_top else values.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST[name]:
+            why = "this is no limit that can hold"
+            fix = f"set a whole number from 1 to {MOST[name]}, or 0 for no limit"
+            found.append(problem(host, place, value, why, fix))
+        elif name == "tokens_per_minute" and 0 < value < SMALL:
+            why = "a prompt of Claude Code alone has more tokens, so this is one request a minute"
+            found.append(problem(host, place, value, why, f"set {SMALL} or more, or 0 for no limit", level="warning"))
+    return found
+
+
+def expiry_problems(host: str, place: str, user: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last day of a user's key."""
+    value = user.get("expires")
+    if value is None:
+        return []
+    try:
+        day = date.fromisoformat(str(last_day(value)))
+    except ValueError:
+        shown = value.isoformat() if isinstance(value, datetime) else value
+        fix = "write the last day on which the key shall work, such as 2027-06-30"
+        return [problem(host, place, shown, "this is no date", fix)]
+    if day < datetime.now(timezone.utc).date():
+        why = "this day has passed, so the user's key does not work"
+        fix = "set a later day, or take the user out of litellm_users"
+        return [problem(host, place, day.isoformat(), why, fix, level="warning")]
+    return []
 
 
 def extra_config_problems(host: str, extra: Any) -> list[dict[str, Any]]:
@@ -362,7 +409,7 @@ def problems(hostvars: Any, groups: dict[str, list[str]]) -> list[dict[str, Any]
         users = variables.get("litellm_users")
         found += user_problems(host, [] if users is None else users, names)
         found += extra_config_problems(host, variables.get("litellm_extra_config") or {})
-        found += number_problems(host, variables)
+        found += number_problems(host, variables) + limit_problems(host, "litellm_default_", variables)
         found += instance_problems(host, variables, names)
         found += address_problems(host, variables, groups)
         environment = variables.get("litellm_environment") or {}

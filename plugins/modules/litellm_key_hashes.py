@@ -16,8 +16,8 @@ author: the modelhost authors
 short_description: Write the file of SHA-256 hashes that the gateway checks keys against
 description:
   - Reads one plain key per user from O(keys_dir), which only root may read, and writes their
-    hashes together with the public model names of each user. Users that are not named have no
-    access afterwards. No key and no hash is returned, logged or shown in a diff.
+    hashes together with the public model names, the limits and the last day of each user. Users that are
+    not named have no access afterwards. No key and no hash is returned, logged or shown in a diff.
 options:
   path:
     description: The file to write.
@@ -47,6 +47,13 @@ options:
         type: list
         elements: str
         required: true
+      limits:
+        description: The limits of this user by name, such as C(requests_per_minute). What is not in it has no limit.
+        type: dict
+        default: {}
+      expires:
+        description: Last day on which the key works, such as V(2027-06-30).
+        type: str
 extends_documentation_fragment: [ansible.builtin.files]
 """
 EXAMPLES = r"""
@@ -56,7 +63,10 @@ EXAMPLES = r"""
     keys_dir: /etc/modelhost/litellm/keys
     models: [local-claude-coder]
     users:
-      - {name: alice, models: [local-claude-coder]}
+      - name: alice
+        models: [local-claude-coder]
+        limits: {requests_per_minute: 600, max_parallel_requests: 16}
+        expires: "2027-06-30"
     owner: root
     group: litellm
     mode: "0640"
@@ -91,7 +101,15 @@ def content(models, users, read):
                 % (owners[digest], user["name"])
             )
         owners[digest] = user["name"]
-        entries.append({"name": user["name"], "sha256": digest, "models": user["models"]})
+        entries.append(
+            {
+                "name": user["name"],
+                "sha256": digest,
+                "models": user["models"],
+                "limits": user.get("limits") or {},
+                "expires": user.get("expires"),
+            }
+        )
     return json.dumps({"models": models, "users": entries}, indent=1, sort_keys=True) + "\n"
 
 
@@ -109,6 +127,8 @@ def main():
                 "options": {
                     "name": {"type": "str", "required": True},
                     "models": {"type": "list", "elements": "str", "required": True},
+                    "limits": {"type": "dict", "default": {}},
+                    "expires": {"type": "str"},
                 },
             },
         },

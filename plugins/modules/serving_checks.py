@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.modelhost.serving.plugins.module_utils import gateway_usage
 
 DOCUMENTATION = r"""
 module: serving_checks
@@ -103,6 +104,9 @@ options:
     description: Words of the long prompt for the prompt cache check. It must fill several blocks of the engine's cache.
     type: int
     default: 1500
+  usage_file:
+    description: The gateway's file of counters on this host, to be shown with the checks. It decides nothing.
+    type: path
 author:
   - modelhost contributors
 """
@@ -138,6 +142,11 @@ results:
     body: {description: Start of the response body of a failed check., type: str}
 table:
   description: The results as lines to print.
+  type: list
+  elements: str
+  returned: always
+usage:
+  description: What each user has used until now, as lines to print. Empty where nothing was counted.
   type: list
   elements: str
   returned: always
@@ -914,6 +923,7 @@ def main():
             "first_token_limit": {"type": "float", "default": 0},
             "max_tokens": {"type": "int", "default": 1024, "no_log": False},
             "cache_prompt_words": {"type": "int", "default": 1500},
+            "usage_file": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -937,7 +947,10 @@ def main():
         module.fail_json(msg="Unknown checks: %s. Known are: %s." % (", ".join(unknown), ", ".join(sorted(known))))
     results = checks.run()
     passed = all(result["status"] in ("passed", "n/a") for result in results)
-    module.exit_json(changed=False, passed=passed, results=results, table=table(results), failures=failures(results))
+    usage = gateway_usage.lines(params["usage_file"]) if params["usage_file"] else []
+    module.exit_json(
+        changed=False, passed=passed, results=results, table=table(results), failures=failures(results), usage=usage
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
 from typing import Any
 
 import pytest
@@ -146,6 +147,36 @@ def test_users_get_the_aliases_of_their_instances() -> None:
     assert models["all"] == found["models"]
 
 
+def test_limits_of_a_user_go_over_the_defaults() -> None:
+    defaults = {"requests_per_minute": "600", "tokens_per_minute": 0, "max_parallel_requests": 16}
+    users = [
+        {"name": "alice"},
+        {"name": "bob", "requests_per_minute": 60, "tokens_per_minute": 10**6, "max_parallel_requests": None},
+        {"name": "carol", "requests_per_minute": 0, "max_parallel_requests": 0},
+        # The checks would tell nothing if they were refused.
+        {"name": "verify"},
+    ]
+    found = litellm_config.access(users, [backend("h", "a", "one")], "a", None, None, defaults)["users"]
+    assert [user["limits"] for user in found] == [
+        {"requests_per_minute": 600, "max_parallel_requests": 16},
+        {"requests_per_minute": 60, "tokens_per_minute": 10**6, "max_parallel_requests": 16},
+        {},
+        {},
+    ]
+
+
+def test_the_last_day_is_written_as_a_date() -> None:
+    users = [{"name": "a", "expires": date(2027, 6, 30)}, {"name": "b", "expires": "2027-06-30"}, {"name": "c"}]
+    found = litellm_config.access(users, [backend("h", "a", "one")], "a")["users"]
+    assert [user["expires"] for user in found] == ["2027-06-30", "2027-06-30", None]
+
+
+@pytest.mark.parametrize("value", ["20270630", "2027-W26-3", "2027-6-3", "soon", 20270630, "", datetime(2027, 6, 30)])
+def test_what_is_no_date_is_none(value: Any) -> None:
+    with pytest.raises(ValueError, match="is no date"):
+        litellm_config.last_day(value)
+
+
 @pytest.mark.parametrize(("text", "quoted"), [("sk-a", '"sk-a"'), ('a"b\\c$d', '"a\\"b\\\\c$d"')])
 def test_values_for_systemd(text: str, quoted: str) -> None:
     assert litellm_config.environment_value(text) == quoted
@@ -157,6 +188,20 @@ def test_hashes_hold_no_key() -> None:
     assert "sk-secret" not in text
     assert entry["sha256"] == litellm_key_hashes.hashed("sk-secret")
     assert entry["models"] == ["m"]
+
+
+def test_other_limits_leave_the_key_alone() -> None:
+    def written(**more: Any) -> dict[str, Any]:
+        users = [{"name": "alice", "models": ["m"], **more}]
+        entry: dict[str, Any] = json.loads(litellm_key_hashes.content(["m"], users, lambda _name: "sk-secret"))[
+            "users"
+        ][0]
+        return entry
+
+    limited = written(limits={"requests_per_minute": 5}, expires="2027-06-30")
+    assert limited["limits"] == {"requests_per_minute": 5}
+    assert limited["expires"] == "2027-06-30"
+    assert written() == {**limited, "limits": {}, "expires": None}
 
 
 def test_two_users_with_one_key_are_refused() -> None:
