@@ -107,7 +107,7 @@ CLOCK = r"\b(?:monotonic|perf_counter|time|time_ns)\(\)"
 OF_A_CLOCK = {
     "compares a clock": re.compile(rf"[<>].*{CLOCK}|{CLOCK}.*[<>]"),
     "compares seconds": re.compile(r"^\s*assert\b.*\b(?:seconds|took|elapsed|duration)\b.*<"),
-    "sleeps": re.compile(r"\bsleep\("),
+    "sleeps": re.compile(r"\bsleep\((?!0\))"),
     "has a limit of its own": re.compile(r"\b(?:timeout|deadline|limit)=[\d(]|\.(?:join|wait)\(\d"),
 }
 

@@ -74,7 +74,7 @@ def test_engines_on_gpus_get_the_release_s_own_toolkit() -> None:
 def test_a_start_on_a_gpu_may_compile() -> None:
     """Only with a virtual environment: images bring their kernels."""
     entry = {"id": "m", "source": {"path": "/m"}, "weights_gib": 20}
-    gpu: dict[str, Any] = {"kind": "cuda", "devices": [{"index": 0, "memory": 80 * 1024**3}]}
+    gpu: dict[str, Any] = {"kind": "cuda", "memory_nodes": 1, "devices": [{"index": 0, "memory": 80 * 1024**3}]}
 
     def timeout(runtime: str, machine: dict[str, Any] | None) -> Any:
         made = vllm_flags.effective_instance(
