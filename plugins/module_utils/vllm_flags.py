@@ -362,7 +362,7 @@ def effective_instance(
     path = model_path(entry, models_dir)
     flags = {name: value for name, (value, _origin) in merged.items()}
     # An image has its kernels, or a compiler, of its own.
-    on_gpu = runtime == "venv" and bool(machine) and machine["kind"] == "cuda"
+    on_gpu = runtime == "venv" and machine is not None and machine["kind"] == "cuda"
     seconds = timeout or start_timeout(entry, compiles=on_gpu)
     return {
         "name": instance["name"],
