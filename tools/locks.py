@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,15 @@ def main() -> None:
 
 def refuse_what_does_not_fit(uv: str) -> None:
     """End with what is wrong with a lock, on any Python that it claims."""
+    locks = lock_files.locks()
+    cases = [(component, python) for component in locks for python in lock_files.PYTHONS]
+    # An index answers slowly where it has to look into a file.
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(lambda case: lock_files.problems(uv, locks[case[0]], case[1]), cases))
     found = [
         f"{component}, Python {python}: {problem}"
-        for component, lock in lock_files.locks().items()
-        for python in lock_files.PYTHONS
-        for problem in lock_files.problems(uv, lock, python)
+        for (component, python), problems in zip(cases, told, strict=True)
+        for problem in problems
     ]
     if found:
         sys.exit("These locks do not fit together:\n" + "\n".join(found))

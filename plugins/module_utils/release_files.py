@@ -33,11 +33,16 @@ def digest(path: str) -> str:
     return "sha256=" + base64.urlsafe_b64encode(found.digest()).decode().rstrip("=")
 
 
-def records(environment: str) -> dict:
-    """Folder of each distribution → hash of its RECORD."""
+def distributions(environment: str) -> dict:
+    """Folder of each distribution → its RECORD."""
     site = os.path.join(environment, site_packages(environment))
     paths = {name: os.path.join(site, name, "RECORD") for name in os.listdir(site) if name.endswith(".dist-info")}
-    return {name: digest(path) for name, path in sorted(paths.items()) if os.path.isfile(path)}
+    return {name: path for name, path in sorted(paths.items()) if os.path.isfile(path)}
+
+
+def records(environment: str) -> dict:
+    """Folder of each distribution → hash of its RECORD."""
+    return {name: digest(path) for name, path in distributions(environment).items()}
 
 
 def owners(environment: str) -> dict:
@@ -46,9 +51,8 @@ def owners(environment: str) -> dict:
     Left out is what has no hash, and bytecode: some wheels bring it, and it is made anew here.
     """
     found: dict = {}
-    site = os.path.join(environment, site_packages(environment))
-    for name in records(environment):
-        with open(os.path.join(site, name, "RECORD"), encoding="utf-8", newline="") as handle:
+    for name, path in distributions(environment).items():
+        with open(path, encoding="utf-8", newline="") as handle:
             for row in csv.reader(handle):
                 if len(row) == 3 and row[1] and not row[0].endswith(".pyc"):
                     says = (row[1], int(row[2]) if row[2] else None)

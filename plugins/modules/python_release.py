@@ -229,7 +229,7 @@ class Release:
             return {}
         own = release_files.owners(self.fresh)
         suspects = {name for path in found for names in own[path].values() for name in names}
-        names = {name: name.split("-")[0] for name in release_files.records(self.fresh)}
+        names = {name: name.split("-")[0] for name in release_files.distributions(self.fresh)}
         others = [name for folder, name in names.items() if folder not in suspects]
         self.install(self.control, [*self.params["excludes"], *others], "--no-cache")
         accepted, spoilt = self.compared(found)

@@ -1,7 +1,7 @@
 """Runs on the Python of a CUDA release, without a GPU: which attention backend vLLM itself would take.
 
-backends.py CAPABILITY <CASES >ANSWERS. A case has AttentionSelectorConfig's fields; an answer the valid backends, best
-first, and why others are none. Only the capability is invented; the choice is vLLM's.
+cuda_backends.py CAPABILITY <CASES >ANSWERS. A case has AttentionSelectorConfig's fields; an answer the valid backends,
+best first, and why others are none. Only the capability is invented; the choice is vLLM's.
 """
 
 from __future__ import annotations
@@ -28,15 +28,28 @@ def main() -> None:
         """The CUDA platform of a machine with such GPUs."""
 
         @classmethod
-        def get_device_capability(cls, device_id: int = 0) -> DeviceCapability:
+        def get_device_capability(cls, *_of: int, **_which: int) -> DeviceCapability:
             return capability
 
         @classmethod
-        def get_device_name(cls, device_id: int = 0) -> str:
+        def get_device_name(cls, *_of: int, **_which: int) -> str:
             return "invented"
+
+        @classmethod
+        def num_compute_units(cls, *_of: int, **_which: int) -> int:
+            return 148
 
     platforms._current_platform = Machine()
     torch.cuda.get_device_capability = lambda *_arguments: (capability.major, capability.minor)
+    made = torch.empty
+
+    def empty(*shape: object, **options: object) -> object:
+        # One backend takes a work space of GPU memory when it is imported.
+        return made(
+            *shape, **{**options, "device": "meta" if options.get("device") == "cuda" else options.get("device")}
+        )
+
+    torch.empty = empty
     logging.disable(logging.WARNING)
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.utils.flashinfer import has_flashinfer
@@ -46,7 +59,9 @@ def main() -> None:
     with set_current_vllm_config(VllmConfig()):
         for case in json.load(sys.stdin):
             heads = case.pop("num_heads")
-            config = AttentionSelectorConfig(dtype=torch.bfloat16, block_size=None, **case)
+            # GPUs before Ampere have no BF16, and vLLM takes FP16 there.
+            dtype = torch.bfloat16 if capability.major >= 8 else torch.float16
+            config = AttentionSelectorConfig(dtype=dtype, block_size=None, **case)
             valid, invalid = Machine.get_valid_backends(capability, config, heads)
             found.append(
                 {
