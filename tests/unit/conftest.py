@@ -14,3 +14,5 @@ sys.dont_write_bytecode = True
 for name in [name for name in os.environ if name.startswith(("CUDA_", "NVIDIA_"))]:
     del os.environ[name]
 init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".collections")])
+# Hosts that do not answer do so at once, also where there is no ssh.
+os.environ["ANSIBLE_SSH_EXECUTABLE"] = str(Path(__file__).with_name("ssh_to_nobody"))

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +46,7 @@ class Key:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Key, Key]]:
     # gpg's agent has a socket in this folder, and the name of a socket must be short.
-    home = Path(os.environ.get("TMPDIR", "/tmp")) / f"gpg-{os.getpid()}"
-    home.mkdir()
+    home = Path(tempfile.mkdtemp(prefix="gpg-"))
     made = (Key(home / "a", "Packages <packages@example.com>"), Key(home / "b", "Somebody Else <else@example.com>"))
     yield made
     for key in made:

@@ -484,7 +484,6 @@ def test_an_export_without_hardware_says_so(tmp_path: Path) -> None:
     box["compose_ollama_image"] = "registry.example/ollama:1"
     front = {"litellm_bind_address": "10.0.0.5", "litellm_users": [{"name": "alice"}], "litellm_image": image_id("b")}
     inventory["gateways"] = {"hosts": {"front": front}}
-    box["ansible_ssh_common_args"] = "-o ConnectTimeout=1"
     facts = tmp_path / "facts.json"
     done = play(tmp_path, inventory, "-e", f"compose_saved_facts={facts}", "-e", "compose_engine=ollama")
     assert done.returncode == 0, done.stdout + done.stderr

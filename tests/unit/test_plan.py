@@ -370,7 +370,6 @@ engines:
         - {name: other, model: qwen3-235b-a22b-instrct-2507-fp8, port: 8001}
     ghost:
       ansible_host: 192.0.2.1
-      ansible_timeout: 2
     here:
       ansible_connection: local
       ansible_python_interpreter: "{{ ansible_playbook_python }}"

@@ -255,7 +255,7 @@ def test_tokens_are_nowhere_but_in_files_of_root() -> None:
 def test_a_killed_controller_stops_nothing() -> None:
     remove(MIRROR)
     forget()
-    hub("_settings", "POST", {"rate": 500_000})
+    hub("_settings", "POST", {"rate": 100_000})
     try:
         arguments = command([MIRROR], "--tags", "hf_mirror,model_store")
         running = subprocess.Popen(
