@@ -16,11 +16,12 @@ def models(entries: list[dict[str, Any]], models_dir: str) -> list[dict[str, Any
     weights_bytes is the catalogue's figure (0 where it has none); files and extra_files as in the entry's source.
     """
     found: dict[str, dict[str, Any]] = {}
+    digests: dict[str, list[tuple[dict[str, Any], Any]]] = {}
     for entry in entries:
         source = entry["source"]
         if "repo" not in source:
             continue
-        path = model_path(entry, models_dir)
+        path, chosen = model_path(entry, models_dir), catalog.selection(entry)
         item = found.setdefault(
             path,
             {
@@ -29,14 +30,18 @@ def models(entries: list[dict[str, Any]], models_dir: str) -> list[dict[str, Any
                 "revision": source.get("revision", "unverified"),
                 "path": path,
                 "weights_bytes": int(float(entry.get("weights_gib") or 0) * 2**30),
-                "allow_pickle": False,
-                "code": False,
-                "files": source.get("files", []),
+                **chosen,
                 "extra_files": source.get("extra_files", []),
+                "files_digest": None,
             },
         )
-        item["allow_pickle"] = item["allow_pickle"] or bool(source.get("allow_pickle"))
-        item["code"] = item["code"] or bool(entry.get("trust_remote_code"))
+        for key in ("allow_pickle", "code"):
+            item[key] = item[key] or chosen[key]
+        digests.setdefault(path, []).append((chosen, source.get("files_digest")))
+    for path, item in found.items():
+        # A digest is over the files that its own entry chooses, and says nothing of a wider choice.
+        fitting = [digest for chosen, digest in digests[path] if digest and chosen.items() <= item.items()]
+        item["files_digest"] = fitting[0] if fitting else None
     return list(found.values())
 
 

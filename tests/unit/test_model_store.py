@@ -31,6 +31,25 @@ def test_what_one_of_two_entries_of_a_checkpoint_needs_is_needed() -> None:
     assert item["allow_pickle"]
 
 
+def test_a_digest_holds_for_the_choice_of_files_that_it_was_made_of() -> None:
+    digest = {"listed": "sha256:" + "1" * 64, "content": "sha256:" + "2" * 64}
+    plain, code = own(files_digest=digest), {**own(), "id": "x", "trust_remote_code": True}
+    assert [item["files_digest"] for item in model_store.models([plain], "/models")] == [digest]
+    (item,) = model_store.models([plain, code], "/models")
+    assert item["code"]
+    assert item["files_digest"] is None, "it says nothing of the Python files"
+    code["source"] = {**code["source"], "files_digest": digest}
+    (item,) = model_store.models([own(), code], "/models")
+    assert item["files_digest"] == digest
+
+
+def test_a_variant_inherits_no_digest_of_another_revision() -> None:
+    digest = {"listed": "sha256:" + "1" * 64, "content": "sha256:" + "2" * 64}
+    variants = [{"id": "b", "source": {"repo": "Org/B", "revision": OWN}}, {"id": "c", "title": "the same weights"}]
+    found = catalog.expand({**own(files_digest=digest), "variants": variants})
+    assert [entry["source"].get("files_digest") for entry in found] == [digest, None, digest]
+
+
 def test_a_model_brings_the_files_that_no_hub_has() -> None:
     entry = catalog.entries([])["gpt-oss-20b"]
     (item,) = model_store.models([entry], "/models")
