@@ -104,7 +104,7 @@ def test_other_code_under_the_same_revision_is_refused(world: World, kind: str) 
     assert told["state"] == "failed"
     assert "files_digest" in told["error"]
     assert not world.final.exists()
-    assert not [path for path in world.store.rglob("*.py")]
+    assert not list(world.store.rglob("*.py"))
     if kind != "cache":
         assert weights(world) == [], "it is refused by its list, before anything is fetched"
 
