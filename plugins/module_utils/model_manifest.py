@@ -171,10 +171,16 @@ def binding_fault(model: dict, files: list, official: bool) -> str:
     if model.get("code") and not official:
         return (
             "the engine runs Python code of this model (trust_remote_code), no source.files_digest of the catalogue "
-            "says which code that is, and this is not the hub itself (%s). On a machine that reaches the hub run "
-            "`./run pins %s --write`, or add {type: hub} to hf_mirror_sources" % (HUB, model["id"])
+            "says which code that is, and this is not the hub itself (%s). %s" % (HUB, how_to_bind(model["id"]))
         )
     return ""
+
+
+def how_to_bind(name: str) -> str:
+    """What to do about a model that nothing binds."""
+    return (
+        "Run `./run pins %s --write` on a machine that reaches the hub, or add {type: hub} to hf_mirror_sources" % name
+    )
 
 
 def of_model(model: dict, files: list) -> list:
