@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def key_problems(hostvars: Any, host: str) -> list[dict[str, Any]]:
     for at, user in enumerate(users):
         if not isinstance(user, dict) or not user.get("key"):
             continue
-        path = in_plain_file(user["key"])
+        path = os.path.basename(in_plain_file(user["key"]))
         written = raw[at].get("key") if isinstance(raw, list) and isinstance(raw[at], dict) else None
         if not path or not isinstance(written, (str, int, float)):
             continue
@@ -161,7 +162,7 @@ def problems_of(hostvars: Any, groups: dict[str, list[str]]) -> tuple[list[dict[
         # What is wired from others is judged at its source.
         wired = wiring() if "wiring_backends" in hostvars[host] else {}
         values[host], broken = variables_of(hostvars, host, wired)
-        found += broken + key_problems(hostvars, host)
+        found += broken
         if wired:
             said = inventory_values(hostvars, host)
             # An inventory beside the playbooks reads the wiring itself.
@@ -179,4 +180,5 @@ def problems_of(hostvars: Any, groups: dict[str, list[str]]) -> tuple[list[dict[
     unknown = {(item["host"], item["variable"]) for item in found}
     checked = site_validation.check(values, own, members, versions)
     found += [item for item in checked if (item["host"], item["variable"]) not in unknown]
+    found += [item for host in hosts for item in key_problems(hostvars, host)]
     return found, len(hosts)
