@@ -196,7 +196,7 @@ def only_from(source: str) -> str:
 
 def is_hub(item: dict) -> bool:
     """Whether an item of hf_mirror_sources is the hub itself and no mirror of it."""
-    return item.get("type") == "hub" and (item.get("url") or HUB).rstrip("/") == HUB
+    return item.get("type") == "hub" and str(item.get("url") or HUB).rstrip("/") == HUB
 
 
 def make(repo: str, revision: str, source: str, verified: str, files: list) -> dict:
