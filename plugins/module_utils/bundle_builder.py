@@ -23,6 +23,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     bundle_plan,
     bundle_project,
     bundle_tools,
+    model_store,
 )
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_plan import BundleError, File, human
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store import (
@@ -149,6 +150,7 @@ class Builder:
 
     def _models(self) -> list[dict[str, Any]]:
         found: dict[tuple[str, str], dict[str, Any]] = {}
+        wishes: dict[str, list[tuple[dict[str, Any], Any]]] = {}
         for item in self.needs:
             for model in item.get("models") or []:
                 if model["revision"] == "unverified":
@@ -157,8 +159,10 @@ class Builder:
                     raise BundleError(f"vllm_models {model['id']}", None, why, fix)
                 path = f"models/{model['repo']}/{model['revision']}"
                 known = found.setdefault((model["repo"], model["revision"]), {**model, "path": path})
-                for name in ("allow_pickle", "code"):
-                    known[name] = known[name] or model[name]
+                chosen = {name: model[name] for name in ("allow_pickle", "code", "files")}
+                wishes.setdefault(known["path"], []).append((chosen, model.get("files_digest")))
+        for model in found.values():
+            model_store.widen(model, wishes[model["path"]])
         return list(found.values())
 
     # --- how large it is -----------------------------------------------------------------------------------------
@@ -552,7 +556,7 @@ class Builder:
 
     def _job(self, models: list[dict[str, Any]]) -> str:
         """What the store of weights is told, on its input: tokens in it never lie in the bundle's folder."""
-        keys = ("id", "repo", "revision", "allow_pickle", "code", "files", "extra_files")
+        keys = ("id", "repo", "revision", "allow_pickle", "code", "files", "extra_files", "files_digest")
         job = {
             "store": str(self.store.folder / "models"),
             "models": [{key: it[key] for key in keys} for it in models],

@@ -35,14 +35,21 @@ def models(entries: list[dict[str, Any]], models_dir: str) -> list[dict[str, Any
                 "files_digest": None,
             },
         )
-        for key in ("allow_pickle", "code"):
-            item[key] = item[key] or chosen[key]
         digests.setdefault(path, []).append((chosen, source.get("files_digest")))
     for path, item in found.items():
-        # A digest is over the files that its own entry chooses, and says nothing of a wider choice.
-        fitting = [digest for chosen, digest in digests[path] if digest and chosen.items() <= item.items()]
-        item["files_digest"] = fitting[0] if fitting else None
+        widen(item, digests[path])
     return list(found.values())
+
+
+def widen(item: dict[str, Any], wishes: list[tuple[dict[str, Any], Any]]) -> None:
+    """Have a checkpoint hold what each of several wishes for it needs: (what chooses its files, its digest).
+
+    A digest is over the files that its own wish chooses, and says nothing of a wider choice.
+    """
+    for key in ("allow_pickle", "code"):
+        item[key] = any(chosen[key] for chosen, _digest in wishes)
+    fitting = [digest for chosen, digest in wishes if digest and all(item[key] == chosen[key] for key in chosen)]
+    item["files_digest"] = fitting[0] if fitting else None
 
 
 def of_host(variables: Any) -> list[dict[str, Any]]:
@@ -59,7 +66,9 @@ def entries(groups: dict[str, list[str]], hostvars: Any, host: str) -> list[dict
         return mine
     others = [entry for name in groups.get("engines", []) for entry in of_host(hostvars[name])]
     others = [entry for entry in others if "repo" in entry["source"]]
-    return list({json.dumps(entry["source"], sort_keys=True): entry for entry in [*others, *mine]}.values())
+    # Two entries of one source may need different files of it.
+    needs = {json.dumps([it["source"], catalog.selection(it)], sort_keys=True): it for it in [*others, *mine]}
+    return list(needs.values())
 
 
 def keep(groups: dict[str, list[str]], hostvars: Any) -> list[str]:

@@ -724,13 +724,20 @@ def test_what_nobody_pinned_is_refused(tmp_path: Path, project: Path, needs: dic
 
 def test_hosts_share_what_they_share(tmp_path: Path, project: Path) -> None:
     store = bundle_store.Store(tmp_path / "bundle")
-    model = {"id": "m", "repo": "a/b", "revision": "c" * 40, "code": False, "allow_pickle": False}
+    model = {"id": "m", "repo": "a/b", "revision": "c" * 40, "code": False, "allow_pickle": False, "files": []}
+    digest = {"listed": "sha256:" + "1" * 64, "content": "sha256:" + "2" * 64}
     needs = [
-        {"host": host, "platform": BOOKWORM, "locks": LOCKS, "models": [{**model, "code": code}]}
+        {
+            "host": host,
+            "platform": BOOKWORM,
+            "locks": LOCKS,
+            "models": [{**model, "code": code, "files_digest": digest if code else None}],
+        }
         for host, code in itertools.product("gh", (False, True))
     ]
     builder = bundle_builder.Builder(store, settings(project), needs, lambda _line: None)
     (merged,) = builder.models
     assert merged["code"]
+    assert merged["files_digest"] == digest
     assert merged["path"] == f"models/a/b/{'c' * 40}"
     assert len(builder.platforms) == 1

@@ -19,7 +19,7 @@ import yaml
 from ansible_collections.modelhost.serving.plugins.module_utils import hf_mirror_validation as validation
 from ansible_collections.modelhost.serving.plugins.module_utils import inventory_validation, model_manifest, problems
 from ansible_collections.modelhost.serving.plugins.modules import hf_mirror_listing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +89,7 @@ SOURCE = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # the first call reads the catalogue
 @given(st.lists(SOURCE | ANYTHING, max_size=3))
 def test_whatever_stands_there_is_judged_and_no_secret_is_shown(sources: list[Any]) -> None:
     variables = {"hf_mirror_sources": sources}

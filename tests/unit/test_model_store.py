@@ -71,6 +71,15 @@ def test_a_mirror_holds_what_all_engines_download_and_no_more() -> None:
     ]
 
 
+def test_a_mirror_holds_the_code_that_one_of_its_engines_needs() -> None:
+    code = {**own(), "id": "code", "trust_remote_code": True}
+    groups, hostvars = site(
+        a={"vllm_instances": [{"name": "x", "model": code}]}, b={"vllm_instances": [{"name": "x", "model": own()}]}
+    )
+    (item,) = model_store.models(model_store.entries(groups, hostvars, "mirror"), "/models")
+    assert item["code"]
+
+
 def test_a_mirror_that_is_an_engine_builds_its_own_models_too() -> None:
     groups, hostvars = site(a={"vllm_instances": [{"name": "x", "model": own()}]})
     groups["engines"].append("mirror")
