@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Fill what stands as `unverified` from the network, and show the difference. `./run pins` calls this.
 
-Asked are the hub (revisions, sizes, config.json and licences of the models in catalog/models/), GitHub (digests of
+Asked are the hub (revisions, digests over their files, sizes, config.json and licences of the models in
+catalog/models/), GitHub (digests of
 the release files in versions.yml) and registries (digests of its container images). Nothing is written without
 --write, and comments stay where they are.
 
@@ -31,8 +32,13 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import pins_files
+
 ROOT = Path(__file__).resolve().parents[1]
-HUB = "https://huggingface.co"
+HUB = pins_files.manifest.HUB
+#: Whose word about files a digest is made of: the hub's own, and no mirror's.
+WITNESS = HUB
 GITHUB = "https://api.github.com"
 #: Names of registries in the names of images → where their API answers, where that is another place.
 REGISTRIES = {"docker.io": "https://registry-1.docker.io"}
@@ -238,13 +244,22 @@ class Document:
         """Add a key to a mapping that has some already."""
         first_key, first_value = holder.value[0]
         if holder.flow_style:
-            at = first_value.end_mark.index
-            self.text = self.text[:at] + f", {key}: {flow(value)}" + self.text[at:]
+            at, lines = first_value.end_mark.index, flow(value)
+            margin = "\n" + " " * (holder.start_mark.column + 1)
+            if isinstance(value, dict) and len(lines) > 80:
+                # A line of its own for each part, at the mapping's end.
+                at, key = holder.end_mark.index - 1, margin[1:] + key
+                lines = "{" + f",{margin} ".join(f"{name}: {flow(part)}" for name, part in value.items()) + "}"
+                self.text = f"{self.text[:at]},\n{key}: {lines}{self.text[at:]}"
+            else:
+                self.text = f"{self.text[:at]}, {key}: {lines}{self.text[at:]}"
             return
         margin = " " * first_key.start_mark.column
         lines = f"{key}: {flow(value)}\n"
         if isinstance(value, dict) and len(lines) > 80:
-            body = yaml.safe_dump(value, default_flow_style=None, sort_keys=False, width=110, allow_unicode=True)
+            # Digests would stand in one line that is too long for any linter.
+            style = False if any(isinstance(part, str) and len(part) > 60 for part in value.values()) else None
+            body = yaml.safe_dump(value, default_flow_style=style, sort_keys=False, width=110, allow_unicode=True)
             lines = f"{key}:\n" + "".join(f"{margin}  {line}\n" for line in body.splitlines())
         if first_value.end_mark.line == first_key.start_mark.line:
             # Comments above a key stay with it, so the new one comes after the line of the first.
@@ -331,6 +346,49 @@ def differences(mine: Any, theirs: Any, path: str = "config") -> Iterator[str]:
             yield f"{path}.{key} is {value!r} here and {theirs[key]!r} on the hub"
 
 
+def binding_changes(
+    hub: Host, entry: dict[str, Any], answer: dict[str, Any], revision: str
+) -> tuple[dict[str, Any], list[str]]:
+    """What binds a revision to its files: source.files_digest, and what there is to say about it."""
+    source, repo = entry["source"], entry["source"]["repo"]
+    pinned = source.get("files_digest") if source.get("revision") == revision else None
+    stale = bool(source.get("files_digest")) and not pinned
+    model = {**catalog().selection(entry), "extra_files": source.get("extra_files") or []}
+    try:
+        files = pins_files.listed(answer, model)
+        found = pins_files.manifest.digest_of(files, False)
+        if pinned and pinned["listed"] == found:
+            return {}, []
+        if pinned:
+            raise RefusedError(
+                f"its files at {revision} are others than source.files_digest binds ({found} on the hub). A commit "
+                "never changes: find out who changed what before you take that key out and run this again"
+            )
+        if hub.base != WITNESS:
+            raise pins_files.UnusableError(f"only {WITNESS} itself is asked for it, and HF_ENDPOINT names {hub.base}")
+        made = {"listed": found, "content": pins_files.content(hub.answer, repo, revision, files)}
+    except pins_files.UnusableError as error:
+        if stale:
+            raise RefusedError(
+                f"its source.files_digest is of another revision, and there is no new one: {error}"
+            ) from error
+        return {}, [f"source.files_digest cannot be made: {error}"]
+    return {"source.files_digest": made}, []
+
+
+def history_notes(hub: Host, repo: str, revision: str) -> list[str]:
+    """Whether main leads to a revision that is not its newest; RefusedError where it does not."""
+    try:
+        if pins_files.from_main(hub.answer, repo, revision):
+            return []
+    except (RefusedError, pins_files.UnusableError) as error:
+        return [f"whether main leads to {revision} could not be seen: {error}"]
+    raise RefusedError(
+        f"main does not lead to the commit {revision}: it may be of anybody's pull request, or main was written anew. "
+        "Look at it, and take the newest with --update"
+    )
+
+
 def model_changes(
     hub: Host, entry: dict[str, Any], own: dict[str, Any], update: bool
 ) -> tuple[dict[str, Any], list[str]]:
@@ -352,6 +410,7 @@ def model_changes(
         answer = hub.json(f"/api/models/{quote(repo)}/revision/{pinned}?blobs=true")
         if commit_of(answer) != pinned:
             raise RefusedError(f"answered about another commit than {pinned}")
+        notes += history_notes(hub, repo, pinned)
     weights = weights_of(answer)
     if weights is not None:
         if not own.get("weights_gib"):
@@ -366,7 +425,8 @@ def model_changes(
         wanted["config"] = config
     else:
         notes += differences(entry["config"], config)
-    return wanted, notes
+    bound, said = binding_changes(hub, entry, answer, str(revision))
+    return {**wanted, **bound}, notes + said
 
 
 def fill_models(root: Path, hub: Host, ids: set[str], update: bool, say: Any) -> tuple[list[Document], int, int]:

@@ -41,6 +41,12 @@ def alone(store: Store) -> Iterator[None]:
         yield
 
 
+def inventories(sources: list[Any]) -> list[Path]:
+    """The folders of the inventories in use, with their group_vars and host_vars; a list of hosts (`a,b`) has none."""
+    paths = [Path(os.path.abspath(str(source))) for source in sources if os.path.exists(str(source))]
+    return sorted({path if path.is_dir() else path.parent for path in paths})
+
+
 def ours(folder: Path) -> None:
     """Refuse a folder with anything else in it: what does not belong to a bundle is removed from it."""
     if folder.exists() and not folder.is_dir():
@@ -86,7 +92,7 @@ class ActionModule(ActionBase):
                 archive=boolean(arguments.get("archive", False)),
                 split=split_bytes(arguments.get("split_size")),
                 reserve=int(float(arguments.get("reserve_gib") or 0) * 2**30),
-                inventory=str(task_vars.get("inventory_dir") or ""),
+                inventories=inventories(task_vars.get("ansible_inventory_sources") or []),
                 versions=yaml.safe_load(json.dumps(pins())),
             )
             ours(folder)

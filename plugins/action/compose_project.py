@@ -20,6 +20,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     gateways,
     hardware,
     inventory_validation,
+    known_bad,
     vllm_backends,
     vllm_flags,
 )
@@ -87,6 +88,7 @@ class ActionModule(ActionBase):
             wanted["engine"] = ("ollama.image", "compose_ollama_image", arguments.get("ollama_image") or "")
         images = {}
         for name, (path, variable, own) in wanted.items():
+            found += known_bad.image_problems(host, variable, str(own))
             images[name], why = compose.pinned(pin(path), str(own), allow)
             if not why and "sha256:" not in images[name]:
                 notes.append(f"{images[name]} is taken by its tag alone, which may mean another image tomorrow")

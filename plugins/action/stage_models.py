@@ -11,6 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.modelhost.serving.plugins.module_utils import model_manifest
 
 display = Display()
 
@@ -117,6 +118,9 @@ class ActionModule(ActionBase):
                     f"    {host}  {amount(status['transferred'])} downloaded in {duration(status['seconds'])} "
                     f"({rate / 1e6:.0f} MB/s)"
                 )
+            for item in status.get("results") or []:
+                if item.get("state") == "staged" and not item.get("bound"):
+                    display.warning(f"{host}: {item['id']}: {model_manifest.only_from(item['source'])}")
             states = [item.get("state") for item in status.get("results") or []]
             changed = not {"staged", "mended", "repaired", "adopted"}.isdisjoint(states)
             return {**result, **answer, "changed": changed}

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,10 +19,14 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     inventory_validation,
     site_validation,
 )
-from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, verdict
+from ansible_collections.modelhost.serving.plugins.module_utils.problems import HOW_TO_VAULT, problem, verdict
 
 display = Display()
 
+#: How a file begins that ansible-vault encrypted as a whole.
+VAULT = "$ANSIBLE_VAULT"
+#: An expression that asks some other place.
+LOOKED_UP = re.compile(r"\b(lookup|query|q)\s*\(")
 #: Facts that plays of this project leave behind under a role's prefix.
 FACTS = ("host_preflight_probe", "host_preflight_settings", "host_preflight_bare")
 
@@ -70,6 +77,53 @@ def inventory_values(hostvars: Any, host: str) -> dict[str, Any]:
     for entity in [*known.get_groups(), known]:
         found.update(entity.vars)
         found.update(get_vars_from_inventory_sources(loader, inventory._sources, [entity], "task"))
+    return found
+
+
+def in_plain_file(value: Any) -> str:
+    """The file in which a value stands for everybody to read; nothing where it is vaulted, or comes from elsewhere."""
+    try:
+        from ansible._internal._datatag._tags import Origin, VaultedValue
+    except ImportError:
+        return ""  # An Ansible that keeps the origin of values elsewhere: bundles look at the files themselves.
+    origin = Origin.get_tag(value)
+    if VaultedValue.is_tagged_on(value) or origin is None or not origin.path:
+        return ""
+    path = Path(str(origin.path))
+    if not path.is_file():
+        return ""
+    with path.open("rb") as handle:
+        return "" if handle.read(len(VAULT)) == VAULT.encode() else str(path)
+
+
+def key_problems(hostvars: Any, host: str) -> list[dict[str, Any]]:
+    """Users' keys that stand in the inventory as plain text.
+
+    Of an expression only the file in which it stands is known, so what does not come out of a vault is a warning there:
+    it may be a lookup in somebody's store of secrets, or a variable with the plain key.
+    """
+    try:
+        users = hostvars[host].get("litellm_users")
+    except AnsibleError:
+        return []  # said by whoever works out the values
+    if not isinstance(users, list):
+        return []
+    raw = inventory_values(hostvars, host).get("litellm_users")
+    found = []
+    for at, user in enumerate(users):
+        if not isinstance(user, dict) or not user.get("key"):
+            continue
+        path = os.path.basename(in_plain_file(user["key"]))
+        written = raw[at].get("key") if isinstance(raw, list) and isinstance(raw[at], dict) else None
+        if not path or not isinstance(written, (str, int, float)):
+            continue
+        name = f"litellm_users[{at}].key"
+        if "{{" not in str(written):
+            why = f"the key stands as plain text in {path}: whoever reads that file, a copy or its history has it"
+            found.append(problem(host, name, None, why, HOW_TO_VAULT))
+        elif not LOOKED_UP.search(str(written)):
+            why = f"the expression for it in {path} does not lead to a vault, as far as can be seen"
+            found.append(problem(host, name, None, why, HOW_TO_VAULT, "warning"))
     return found
 
 
@@ -126,4 +180,5 @@ def problems_of(hostvars: Any, groups: dict[str, list[str]]) -> tuple[list[dict[
     unknown = {(item["host"], item["variable"]) for item in found}
     checked = site_validation.check(values, own, members, versions)
     found += [item for item in checked if (item["host"], item["variable"]) not in unknown]
+    found += [item for host in hosts for item in key_problems(hostvars, host)]
     return found, len(hosts)

@@ -18,10 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.modelhost.serving.plugins.module_utils import bundle_pins, bundle_plan, bundle_tools
+from ansible_collections.modelhost.serving.plugins.module_utils import (
+    bundle_pins,
+    bundle_plan,
+    bundle_project,
+    bundle_tools,
+    model_store,
+)
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_plan import BundleError, File, human
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store import (
     PULSE,
+    WORK,
     Store,
     digest,
     duration,
@@ -36,6 +43,8 @@ from ansible_collections.modelhost.serving.plugins.module_utils.problems import 
 #: Files that tell about the bundle and are not in its own list.
 TELLING = ("manifest.json", "SHA256SUMS", "SHA256SUMS.asc")
 CONTROLLER = "wheels/controller"
+#: Before anything that the bundle brings is run; a program of the bundle could say anything.
+VERIFY = "(cd /media/bundle && gpg --verify SHA256SUMS.asc SHA256SUMS)   # GOOD, by the key that you know?\n"
 #: ansible-core of `./run` wants one of these.
 CONTROLLER_PYTHON = ">=3.11,<3.15"
 
@@ -55,7 +64,7 @@ class Settings:
     archive: bool
     split: int
     reserve: int
-    inventory: str
+    inventories: list[Path]
     versions: dict[str, Any]
 
 
@@ -87,6 +96,8 @@ class Builder:
         self.npm = next((item["npm"] for item in needs if item.get("npm")), "")
         self.images = self._images() if settings.images else {}
         self.models = self._models() if settings.models else []
+        # Looked at before anything is fetched: a key in it would stop the build at its end.
+        self.project = bundle_project.packed_files(settings.root, store.folder, settings.inventories)
 
     # --- what goes in --------------------------------------------------------------------------------------------
 
@@ -139,6 +150,7 @@ class Builder:
 
     def _models(self) -> list[dict[str, Any]]:
         found: dict[tuple[str, str], dict[str, Any]] = {}
+        wishes: dict[str, list[tuple[dict[str, Any], Any]]] = {}
         for item in self.needs:
             for model in item.get("models") or []:
                 if model["revision"] == "unverified":
@@ -147,8 +159,10 @@ class Builder:
                     raise BundleError(f"vllm_models {model['id']}", None, why, fix)
                 path = f"models/{model['repo']}/{model['revision']}"
                 known = found.setdefault((model["repo"], model["revision"]), {**model, "path": path})
-                for name in ("allow_pickle", "code"):
-                    known[name] = known[name] or model[name]
+                chosen = {name: model[name] for name in ("allow_pickle", "code", "files")}
+                wishes.setdefault(known["path"], []).append((chosen, model.get("files_digest")))
+        for model in found.values():
+            model_store.widen(model, wishes[model["path"]])
         return list(found.values())
 
     # --- how large it is -----------------------------------------------------------------------------------------
@@ -542,7 +556,7 @@ class Builder:
 
     def _job(self, models: list[dict[str, Any]]) -> str:
         """What the store of weights is told, on its input: tokens in it never lie in the bundle's folder."""
-        keys = ("id", "repo", "revision", "allow_pickle", "code", "files", "extra_files")
+        keys = ("id", "repo", "revision", "allow_pickle", "code", "files", "extra_files", "files_digest")
         job = {
             "store": str(self.store.folder / "models"),
             "models": [{key: it[key] for key in keys} for it in models],
@@ -609,7 +623,7 @@ class Builder:
     def _build_project(self) -> None:
         name = f"modelhost-serving-{self._version()}"
         path = f"project/{name}.tar.gz"
-        data = bundle_tools.project_archive(self.settings.root, name, self.store.folder)
+        data = bundle_project.project_archive(self.settings.root, name, self.project)
         if self.store.has(path, hashlib.sha256(data).hexdigest()):
             self.store.take(path)
             return
@@ -664,7 +678,7 @@ class Builder:
     def _readable(self) -> None:
         """Everyone may read it: apt and the services' accounts look at it too."""
         for path in [self.store.folder, *self.store.folder.rglob("*")]:
-            if bundle_tools.WORK in path.relative_to(self.store.folder).parts or path.is_symlink():
+            if WORK in path.relative_to(self.store.folder).parts or path.is_symlink():
                 continue
             mode = 0o755 if path.is_dir() else 0o644
             if path.stat().st_mode & 0o777 != mode:
@@ -699,15 +713,10 @@ class Builder:
         self.say(f"    sha256sum -c {sums.name} && cat {parts} | tar x")
 
     def _say_inventory(self) -> None:
-        unknown = bundle_tools.of_git(self.settings.root, "--others", "--exclude-standard")
+        unknown = bundle_project.of_git(self.settings.root, "--others", "--exclude-standard")
         if unknown:
             self.say(f"Not in it, because git does not know them: {some(unknown, 'git status', 4)}.")
-        inventory = Path(self.settings.inventory) if self.settings.inventory else None
-        if inventory is None:
-            return
-        inside = inventory.is_relative_to(self.settings.root)
-        name = inventory.relative_to(self.settings.root).as_posix() + "/" if inside else ""
-        if not inside or not any(it.startswith(name) for it in bundle_tools.project_files(self.settings.root)):
+        for inventory in self.settings.inventories:
             self.say(f"Your inventory {inventory} is not in it (it may hold secrets): carry it too.")
 
     def _readme(self, manifest: dict[str, Any]) -> str:
@@ -723,7 +732,7 @@ All that the hosts of one inventory fetch, for {platforms}.
 In the closed network, on the machine that runs Ansible, with this folder at `/media/bundle`:
 
 ```sh
-cd /media/bundle && sha256sum --quiet -c SHA256SUMS
+{VERIFY if self.settings.signing_key else ""}cd /media/bundle && sha256sum --quiet -c SHA256SUMS
 tar xf /media/bundle/project/modelhost-serving-{release}.tar.gz -C ~ && cd ~/modelhost-serving-{release}
 MODELHOST_BUNDLE=/media/bundle ./run ansible-playbook site.yml -i /path/to/inventory -e bundle=/media/bundle
 ```

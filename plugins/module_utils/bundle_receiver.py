@@ -3,7 +3,8 @@
 once for each chunk: a line of JSON on its standard input, then bytes; a line of JSON is its answer.
 
 A file grows below `<root>/.part/` and gets its name when its hash is right: one that came in part is never used. What
-was checked once is written down, and a second look costs no reading.
+was checked once is written down with what a change of it would change (size, times, inode), and a second look costs no
+reading; what others may write (`fresh`: a disk or share that is not ours) is read each time.
 """
 
 import fcntl
@@ -55,7 +56,7 @@ def folder(path):
 
 
 def read_record(path):
-    """{file: checksum} of what was checked; empty where nothing was written down."""
+    """{file: note_of} what was checked; empty where nothing was written down."""
     try:
         with open(path) as handle:
             return dict(json.load(handle))
@@ -71,15 +72,23 @@ def write_record(path, record):
     os.rename(path + ".new", path)
 
 
+def note_of(path, sha256):
+    """What is written down of a file that was checked."""
+    status = os.stat(path)
+    return [sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
 def there(item, record):
     """Whether a file is whole and right."""
     place = place_of(item)
     if size_of(place) != item["size"]:
         return False
-    if record.get(place) != item["sha256"]:
+    # Noted before it is read: a change in between shows next time.
+    note = note_of(place, item["sha256"])
+    if item.get("fresh") or record.get(place) != note:
         if sha256_of(place) != item["sha256"]:
             return False
-        record[place] = item["sha256"]
+        record[place] = note
     return True
 
 
@@ -142,7 +151,7 @@ def take(asked, data):
             found = "" if there(item, record) else put(item, segment)
             if found == item["sha256"]:
                 finish(item)
-                record[place_of(item)] = found
+                record[place_of(item)] = note_of(place_of(item), found)
             elif found:
                 # Nobody knows which byte is wrong, and images are large.
                 if os.path.exists(part_of(item)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import gzip
 import hashlib
 import io
 import json
@@ -36,7 +35,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils.bundle_plan impo
     uv_platform,
     wheels,
 )
-from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store import WORK, Store, opened, parts
+from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store import Store, opened, parts
 
 #: Files of apt that hold the distribution's own archive; others would bring packages of other people.
 OWN_SOURCES = ("sources.list", "sources.list.d/debian.sources", "sources.list.d/ubuntu.sources")
@@ -51,8 +50,6 @@ ARCHIVES = {
 }
 KEYRINGS = Path("/usr/share/keyrings")
 COMPONENTS = {"debian": "main", "ubuntu": "main restricted universe"}
-#: What stays out of the project's archive where git cannot tell.
-OUTSIDE = re.compile(r"(^|/)(\.git|\.cache|__pycache__|\.\w+_cache|\.ansible|\.venv|\.hypothesis)(/|$)|\.pyc$")
 
 
 def run(command: list[str], variable: str, fix: str, **more: Any) -> str:
@@ -379,50 +376,6 @@ def save_image(image: str, architecture: str, target: Path) -> str:
     run(["docker", "save", "--output", str(beside), image], "bundle_images", fix)
     os.replace(beside, target)
     return identity
-
-
-# --- the project -------------------------------------------------------------------------------------------------
-
-
-def of_git(root: Path, *options: str) -> list[str]:
-    """Files of the project as `git ls-files` lists them; none where it is no git checkout of its own."""
-    if not (root / ".git").exists() or not shutil.which("git"):
-        return []
-    done = subprocess.run(["git", "ls-files", "-z", *options], cwd=root, capture_output=True, text=True, check=False)
-    return sorted(name for name in done.stdout.split("\0") if name and os.path.lexists(root / name))
-
-
-def project_files(root: Path) -> list[str]:
-    """The project's files: those that git knows; without git all but caches."""
-    known = of_git(root)
-    if known:
-        return known
-    found = []
-    for folder, folders, names in os.walk(root):
-        here = Path(folder).relative_to(root).as_posix()
-        # A link to a folder is a file of the project, and not gone into.
-        links = [it for it in folders if (Path(folder) / it).is_symlink()]
-        names += links
-        inside = [it for it in folders if it not in links and not OUTSIDE.search(f"{here}/{it}")]
-        folders[:] = [it for it in inside if not (Path(folder) / it / WORK).exists()]
-        found += [f"{here}/{it}".removeprefix("./") for it in names if not OUTSIDE.search(f"{here}/{it}")]
-    return sorted(found)
-
-
-def project_archive(root: Path, name: str, besides: Path) -> bytes:
-    """All of them in one archive, the same bytes for the same files; without the bundle itself."""
-    files = [it for it in project_files(root) if not (root / it).is_relative_to(besides)]
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
-        for file in files:
-            info = anonymous(archive.gettarinfo(root / file, f"{name}/{file}"))
-            info.mtime, info.mode = 946684800, 0o755 if info.mode & 0o100 else 0o644
-            if info.isfile():
-                with (root / file).open("rb") as handle:
-                    archive.addfile(info, handle)
-            else:
-                archive.addfile(info)
-    return packed.getvalue()
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

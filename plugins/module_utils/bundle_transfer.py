@@ -96,7 +96,8 @@ class Transfer:
 
     def look(self, files: list[Item], prune: list[str], write: bool) -> dict[str, Any]:
         """What is there already. Files: root, path, size, sha256, unless (paths that make it needless)."""
-        known = [{name: item[name] for name in ("root", "path", "size", "sha256", "unless")} for item in files]
+        names = ("root", "path", "size", "sha256", "unless", "fresh")
+        known = [{name: item[name] for name in names if name in item} for item in files]
         return self.ask({"do": "look", "files": known, "prune": prune, "write": write})
 
     def send(self, files: list[Item], seen: dict[str, Any]) -> int:

@@ -47,7 +47,26 @@ def merged(base: Any, over: Any) -> Any:
 def expand(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """An entry as it is written, as flat entries: itself, and each of its variants."""
     base = {key: value for key, value in entry.items() if key != "variants"}
-    return [base, *(merged(base, variant) for variant in entry.get("variants") or [])]
+    return [base, *(variant_of(base, variant) for variant in entry.get("variants") or [])]
+
+
+def variant_of(base: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
+    """A variant on its base. A digest belongs to its repository and revision, and is inherited with these alone."""
+    found: dict[str, Any] = merged(base, variant)
+    own = variant.get("source")
+    if isinstance(own, dict) and {"repo", "revision"} & own.keys() and "files_digest" not in own:
+        found["source"].pop("files_digest", None)
+    return found
+
+
+def selection(entry: dict[str, Any]) -> dict[str, Any]:
+    """By what the files that an engine needs are chosen from all that a repository has (store/plan.py)."""
+    source = entry["source"]
+    return {
+        "allow_pickle": bool(source.get("allow_pickle")),
+        "code": bool(entry.get("trust_remote_code")),
+        "files": source.get("files", []),
+    }
 
 
 @functools.cache
@@ -237,7 +256,7 @@ def schema_problems(entry: Any) -> list[Problem]:
     for at, variant in enumerate(entry["variants"]):
         if not isinstance(variant, dict) or not isinstance(variant.get("id"), str):
             continue  # said already
-        for path, value, why, fix in flat_problems(merged(base, variant)):
+        for path, value, why, fix in flat_problems(variant_of(base, variant)):
             place = f"variants[{at}].{path}"
             if (path, repr(value)) not in known and (place, repr(value)) not in known:
                 found.append((place, value, why, fix))

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.modelhost.serving.plugins.module_utils import runtime
+from ansible_collections.modelhost.serving.plugins.module_utils import known_bad, runtime
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 
 #: `repository@sha256:…`, or the id of an image alone.
@@ -20,7 +20,9 @@ def image_problems(host: str, role: str, variables: Any) -> list[dict[str, Any]]
     found = []
     image, archive = str(variables.get(f"{role}_image") or ""), str(variables.get(f"{role}_image_archive") or "")
     checksum = str(variables.get(f"{role}_image_archive_sha256") or "")
-    if image and not PINNED.fullmatch(image):
+    bad = known_bad.image_problems(host, f"{role}_image", image)
+    found += bad
+    if image and not bad and not PINNED.fullmatch(image):
         why = "a tag may mean another image tomorrow; only a digest or an image's id says which one"
         bare = image.split("@")[0].rpartition(":")[0] if ":" in image.split("/")[-1] else image.split("@")[0]
         fix = f"set {bare}@sha256:…; `docker buildx imagetools inspect {image.split('@')[0]}` shows the digest"

@@ -8,7 +8,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.modelhost.serving.plugins.module_utils import catalog, vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils import catalog, model_manifest, model_store, vllm_flags
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 from ansible_collections.modelhost.serving.plugins.module_utils.vllm_backends import is_loopback
 
@@ -36,6 +36,7 @@ PUBLIC = {
     "modelscope.cn": "modelscope",
     "modelscope.ai": "modelscope",
 }
+COMMIT = re.compile(r"[0-9a-f]{40}")
 #: Parts of an address that belong to a page or file of one model.
 PAGE = re.compile(r"/(tree|blob|resolve|raw)/")
 
@@ -49,6 +50,8 @@ def problems(host: str, variables: Any, groups: dict[str, list[str]] | None = No
     if groups is None:
         return found
     found += emptiness_problems(host, variables, groups)
+    if host in groups.get("engines", []):
+        found += code_problems(host, variables)
     return found + place_problems(host, variables, groups) if host in groups.get("mirrors", []) else found
 
 
@@ -207,6 +210,28 @@ def emptiness_problems(host: str, variables: Any, groups: dict[str, list[str]]) 
     if serving:
         fix = "leave it out for Hugging Face, or name a source; a mirror does not use itself"
     return [problem(host, "hf_mirror_sources", [], why, fix)]
+
+
+def code_problems(host: str, variables: Any) -> Problems:
+    """A model whose code the engine runs, and no word of the hub's which code that is; staging would refuse it."""
+    sources = variables.get("hf_mirror_sources")
+    if not isinstance(sources, (list, tuple)) or any(
+        isinstance(item, dict) and model_manifest.is_hub(item) for item in sources
+    ):
+        return []
+    try:
+        models = model_store.models(model_store.of_host(variables), "")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []  # vllm_validation says what is wrong with them.
+    found = []
+    for model in models:
+        if model["code"] and not model["files_digest"] and COMMIT.fullmatch(str(model["revision"])):
+            why = (
+                f"the engine runs Python code of {model['id']} (trust_remote_code), no source.files_digest of the "
+                f"catalogue says which code that is, and no source here is the hub itself ({model_manifest.HUB})"
+            )
+            found.append(problem(host, "hf_mirror_sources", None, why, model_manifest.how_to_bind(model["id"])))
+    return found
 
 
 def needs_weights(variables: Any) -> bool:

@@ -16,11 +16,12 @@ def models(entries: list[dict[str, Any]], models_dir: str) -> list[dict[str, Any
     weights_bytes is the catalogue's figure (0 where it has none); files and extra_files as in the entry's source.
     """
     found: dict[str, dict[str, Any]] = {}
+    digests: dict[str, list[tuple[dict[str, Any], Any]]] = {}
     for entry in entries:
         source = entry["source"]
         if "repo" not in source:
             continue
-        path = model_path(entry, models_dir)
+        path, chosen = model_path(entry, models_dir), catalog.selection(entry)
         item = found.setdefault(
             path,
             {
@@ -29,15 +30,26 @@ def models(entries: list[dict[str, Any]], models_dir: str) -> list[dict[str, Any
                 "revision": source.get("revision", "unverified"),
                 "path": path,
                 "weights_bytes": int(float(entry.get("weights_gib") or 0) * 2**30),
-                "allow_pickle": False,
-                "code": False,
-                "files": source.get("files", []),
+                **chosen,
                 "extra_files": source.get("extra_files", []),
+                "files_digest": None,
             },
         )
-        item["allow_pickle"] = item["allow_pickle"] or bool(source.get("allow_pickle"))
-        item["code"] = item["code"] or bool(entry.get("trust_remote_code"))
+        digests.setdefault(path, []).append((chosen, source.get("files_digest")))
+    for path, item in found.items():
+        widen(item, digests[path])
     return list(found.values())
+
+
+def widen(item: dict[str, Any], wishes: list[tuple[dict[str, Any], Any]]) -> None:
+    """Have a checkpoint hold what each of several wishes for it needs: (what chooses its files, its digest).
+
+    A digest is over the files that its own wish chooses, and says nothing of a wider choice.
+    """
+    for key in ("allow_pickle", "code"):
+        item[key] = any(chosen[key] for chosen, _digest in wishes)
+    fitting = [digest for chosen, digest in wishes if digest and all(item[key] == chosen[key] for key in chosen)]
+    item["files_digest"] = fitting[0] if fitting else None
 
 
 def of_host(variables: Any) -> list[dict[str, Any]]:
@@ -54,7 +66,9 @@ def entries(groups: dict[str, list[str]], hostvars: Any, host: str) -> list[dict
         return mine
     others = [entry for name in groups.get("engines", []) for entry in of_host(hostvars[name])]
     others = [entry for entry in others if "repo" in entry["source"]]
-    return list({json.dumps(entry["source"], sort_keys=True): entry for entry in [*others, *mine]}.values())
+    # Two entries of one source may need different files of it.
+    needs = {json.dumps([it["source"], catalog.selection(it)], sort_keys=True): it for it in [*others, *mine]}
+    return list(needs.values())
 
 
 def keep(groups: dict[str, list[str]], hostvars: Any) -> list[str]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ansible_collections.modelhost.serving.plugins.module_utils import model_manifest
+
 #: `100MB/s`, `1 Gbit/s`, `12.5 MiB/s`; a bare number is bytes a second.
 RATE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(?:([kKMGT]?)(i?)(B|bit|b)(?:/s|ps)?)?\s*$")
 
@@ -53,6 +55,8 @@ def forecast(found: dict[str, Any], asked: list[dict[str, Any]], speed: Any) -> 
             count, text = told["bytes"], f"{told['files']} files, {gib(told['bytes'])} from {told['source']}"
             if told["local_bytes"]:
                 text += f"; {gib(told['local_bytes'])} are taken from copies on this host, if these are sound"
+            if told["source"] and not told["bound"]:
+                text += f"; {model_manifest.only_from(told['source'])}"
         else:
             count = model["missing_bytes"]
             text = f"about {gib(count)} (estimated: what the host has already and the hub's own list are not known yet)"

@@ -17,6 +17,12 @@ WIDTH = 120
 #: Names whose value is nobody's business: HF_TOKEN, api_key, master.password.
 SECRET = re.compile(r"(?:^|[_.-])(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 
+#: What to do with a key that stands in an inventory as plain text.
+HOW_TO_VAULT = (
+    "run `ansible-vault encrypt_string --stdin-name key`, type the key, and put what it prints in the key's place; or "
+    "leave `key` out, and the gateway makes one that no file of the inventory holds"
+)
+
 
 def is_secret(name: str) -> bool:
     """Whether a variable of this name holds a secret."""

@@ -12,6 +12,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     hf_mirror_validation,
     host_base_validation,
     inventory_validation,
+    known_bad,
     litellm_validation,
     vllm_validation,
 )
@@ -30,7 +31,7 @@ def check(
     values: each host's variables; own: what its inventory says of the variables that the wiring sets; versions: those
     of the engine by variant, of `claude_code`, and the pinned images (`image_cpu`, `image_cuda`, `image_litellm`).
     """
-    found = inventory_validation.group_problems(groups)
+    found = [*inventory_validation.group_problems(groups), *known_bad.shipped_problems()]
     sound: dict[str, dict[str, Any]] = {}
     for host, variables in values.items():
         wrong = inventory_validation.spec_problems(host, variables)

@@ -149,15 +149,26 @@ def answers(repo: str, revision: str, manifest: dict, name: str) -> dict:
     return found
 
 
-def quoted(text: str) -> str:
-    """A word of nginx's configuration."""
+def quoted(text: str, variables: bool = True) -> str:
+    """A word of nginx's configuration. Nothing gets into it but by this.
+
+    variables: nginx looks for `$name` where the word stands (as everywhere but in a location's path) and knows no way
+    to write a plain `$` there, so one is refused; and so is what ends a line.
+    """
+    if model_manifest.UNPRINTABLE.search(text) or (variables and "$" in text):
+        raise ValueError("this cannot stand in nginx's configuration: %r" % text[:80])
     return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def missing(code: str, revision: str = "") -> str:
     """How nginx says that something is not there."""
-    commit = " add_header X-Repo-Commit %s always;" % revision if revision else ""
-    return "{ add_header X-Error-Code %s always;%s return 404; }" % (code, commit)
+    commit = " add_header X-Repo-Commit %s always;" % quoted(revision) if revision else ""
+    return "{ add_header X-Error-Code %s always;%s return 404; }" % (quoted(code), commit)
+
+
+def place(path: str) -> str:
+    """The path of a location, in which `$` means nothing."""
+    return quoted(path, variables=False)
 
 
 def locations(repo: str, revisions: dict, main: str, path: str) -> list:
@@ -166,19 +177,20 @@ def locations(repo: str, revisions: dict, main: str, path: str) -> list:
     lines = [
         # What the client asks of branches and commits that are not here.
         "location %s { root %s; default_type application/json; try_files $uri$hf_mirror_recursive.json @no_revision; }"
-        % (quoted("/api/models/%s/" % repo), quoted(path)),
-        "location %s %s" % (quoted("/%s/resolve/" % repo), missing("RevisionNotFound")),
+        % (place("/api/models/%s/" % repo), quoted(path)),
+        "location %s %s" % (place("/%s/resolve/" % repo), missing("RevisionNotFound")),
         "location %s { rewrite ^/([^/]+/[^/]+)/resolve/main/(.*)$ /$1/resolve/%s/$2 last; }"
-        % (quoted("/%s/resolve/main/" % repo), main),
+        % (place("/%s/resolve/main/" % repo), quoted(main).strip('"')),
     ]
     for revision, manifest in sorted(revisions.items()):
         top = "/%s/resolve/%s/" % (repo, revision)
-        lines.append("location %s %s" % (quoted(top), missing("EntryNotFound", revision)))
+        lines.append("location %s %s" % (place(top), missing("EntryNotFound", revision)))
         for item in manifest["files"]:
             tag = item["sha256"] if is_large(item) else item["blob_id"]
             lines.append(
-                "location = %s { add_header ETag '\"%s\"'; add_header X-Repo-Commit %s;"
-                " rewrite ^/([^/]+/[^/]+)/resolve/(.*)$ /$1/$2 break; }" % (quoted(top + item["path"]), tag, revision)
+                "location = %s { add_header ETag %s; add_header X-Repo-Commit %s;"
+                " rewrite ^/([^/]+/[^/]+)/resolve/(.*)$ /$1/$2 break; }"
+                % (place(top + item["path"]), quoted('"%s"' % tag), quoted(revision))
             )
     return lines
 
@@ -223,7 +235,7 @@ def listing(store: str, path: str, warn) -> tuple:
             models.append("%s@%s" % (repo, revision))
             probe = probe or "/%s/resolve/%s/%s" % (repo, revision, quote(manifest["files"][0]["path"]))
         lines += locations(repo, revisions, main, path)
-    files[LOCATIONS] = "# Made by Ansible from the manifests of %s.\n%s\n" % (store, "\n".join(lines))
+    files[LOCATIONS] = "# Made by Ansible from the manifests of %s.\n%s\n" % (quoted(store), "\n".join(lines))
     return files, models, probe
 
 
@@ -265,7 +277,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    wanted, models, probe = listing(module.params["store"], module.params["path"], module.warn)
+    try:
+        wanted, models, probe = listing(module.params["store"], module.params["path"], module.warn)
+    except ValueError as error:
+        module.fail_json(msg="%s: choose folders without such signs" % error)
     there = present(module.params["path"])
     changed = there != wanted
     if changed and not module.check_mode:

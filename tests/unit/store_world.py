@@ -37,6 +37,8 @@ class World:
         self.hub = Hub(folder / "root")
         self.revision = self.hub.revision(REPO)
         self.places: list[str] = []
+        #: What the hub lists of the model's files in place of the truth.
+        self.lies: dict[str, Any] = {}
         self.sources: list[dict[str, Any]] = [{"type": "hub", "url": self.hub.url}]
 
     def serve(self, repo: str, content: dict[str, bytes]) -> None:
@@ -73,6 +75,8 @@ class World:
         """`stage` or `verify`; what the status file says at the end, with the error of a job that failed."""
         path = self.folder / "status.json"
         self.hub.clear()
+        if self.lies:
+            self.hub.fault("listing", REPO, set=self.lies)
         state = status.Status(str(path), command)
         try:
             (stage.stage if command == "stage" else verify.verify)(self.job(**more), state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import http.server
 import io
@@ -10,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -18,11 +20,13 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.modelhost.serving.plugins.action import bundle_build
 from ansible_collections.modelhost.serving.plugins.action.bundle_build import ours
 from ansible_collections.modelhost.serving.plugins.filter import bundle as filters
 from ansible_collections.modelhost.serving.plugins.module_utils import (
     bundle_builder,
     bundle_plan,
+    bundle_project,
     bundle_store,
     bundle_tools,
 )
@@ -469,13 +473,65 @@ def test_the_project_is_packed_without_git_too(tmp_path: Path) -> None:
     (tmp_path / "run").chmod(0o755)
     (tmp_path / ".collections").mkdir()
     (tmp_path / ".collections/serving").symlink_to("../roles")
-    data = bundle_tools.project_archive(tmp_path, "p-1", tmp_path / "elsewhere")
-    assert data == bundle_tools.project_archive(tmp_path, "p-1", tmp_path / "elsewhere")
+    files = bundle_project.packed_files(tmp_path, tmp_path / "elsewhere", [])
+    data = bundle_project.project_archive(tmp_path, "p-1", files)
+    assert data == bundle_project.project_archive(tmp_path, "p-1", files)
     with tarfile.open(fileobj=io.BytesIO(data)) as packed:
         members = {it.name: it for it in packed.getmembers()}
     assert set(members) == {"p-1/run", "p-1/roles/a/tasks/main.yml", "p-1/.collections/serving"}
     assert members["p-1/run"].mode == 0o755
     assert members["p-1/.collections/serving"].linkname == "../roles"
+
+
+def checkout(folder: Path, inventory: dict[str, str]) -> Path:
+    """A git checkout of a project with an inventory in it that git knows, as the README's own way leaves it."""
+    for name, text in {"run": "", "inventories/demo/hosts.yml": "all: {}", **inventory}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    for command in (["init", "--quiet"], ["add", "--all"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+USERS = "litellm_users:\n  - {name: alice, key: %s}\n"
+
+
+def test_the_inventory_in_use_is_never_packed(tmp_path: Path) -> None:
+    own = {"inventories/prod/hosts.yml": "all: {}", "inventories/prod/group_vars/gateways.yml": USERS % "sk-secret-123"}
+    root = checkout(tmp_path / "project", own)
+    used = bundle_build.inventories([str(root / "inventories/prod/hosts.yml"), "a,b", str(tmp_path / "none")])
+    assert used == [root / "inventories/prod"]
+    files = bundle_project.packed_files(root, tmp_path / "bundle", used)
+    assert files == ["inventories/demo/hosts.yml", "run"]
+    packed = bundle_project.project_archive(root, "p", files)
+    assert b"sk-secret-123" not in gzip.decompress(packed)
+    with pytest.raises(bundle_plan.BundleError, match="the project's own folder"):
+        bundle_project.packed_files(root, tmp_path / "bundle", [root])
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (USERS % "sk-secret-123", True),
+        ("all:\n  hosts:\n    gw:\n      " + USERS.replace("\n  -", "\n        -") % "12345", True),
+        (USERS % '"{{ vault_alice_key }}"', False),
+        ("litellm_users:\n  - name: alice\n    key: !vault |\n      $ANSIBLE_VAULT;1.1;AES256\n      00\n", False),
+        ("litellm_users: [{name: alice}]\n", False),
+        ("# litellm_users: {key: x}\n", False),
+        ("$ANSIBLE_VAULT;1.1;AES256\n00 litellm_users\n", False),
+    ],
+)
+def test_a_plain_key_in_another_inventory_stops_the_build(tmp_path: Path, text: str, plain: bool) -> None:
+    root = checkout(tmp_path / "project", {"inventories/other/group_vars/all.yml": text})
+    if not plain:
+        assert "inventories/other/group_vars/all.yml" in bundle_project.packed_files(root, tmp_path / "bundle", [])
+        return
+    with pytest.raises(bundle_plan.BundleError) as caught:
+        bundle_project.packed_files(root, tmp_path / "bundle", [])
+    assert caught.value.variable == "inventories/other/group_vars/all.yml"
+    assert "the key of " in caught.value.why
+    assert "ansible-vault encrypt_string" in caught.value.fix
+    assert "secret" not in f"{caught.value.why}{caught.value.fix}{caught.value.value}"
 
 
 @pytest.mark.parametrize("size", [0, 10_000])
@@ -539,7 +595,7 @@ def settings(root: Path, **more: Any) -> bundle_builder.Settings:
         "archive": False,
         "split": 0,
         "reserve": 0,
-        "inventory": "",
+        "inventories": [],
         "versions": {},
     }
     return bundle_builder.Settings(**{**values, **more})
@@ -599,7 +655,7 @@ def test_an_interrupted_build_has_no_manifest(tmp_path: Path, project: Path, mon
     folder = tmp_path / "bundle"
     build(folder, project, {"locks": LOCKS})
     with monkeypatch.context() as broken:
-        broken.setattr(bundle_tools, "project_archive", lambda *_args: 1 / 0)
+        broken.setattr(bundle_project, "project_archive", lambda *_args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build(folder, project, {"locks": [{**LOCKS[0], "lock": "newer"}]})
     assert not (folder / "manifest.json").exists()
@@ -668,13 +724,20 @@ def test_what_nobody_pinned_is_refused(tmp_path: Path, project: Path, needs: dic
 
 def test_hosts_share_what_they_share(tmp_path: Path, project: Path) -> None:
     store = bundle_store.Store(tmp_path / "bundle")
-    model = {"id": "m", "repo": "a/b", "revision": "c" * 40, "code": False, "allow_pickle": False}
+    model = {"id": "m", "repo": "a/b", "revision": "c" * 40, "code": False, "allow_pickle": False, "files": []}
+    digest = {"listed": "sha256:" + "1" * 64, "content": "sha256:" + "2" * 64}
     needs = [
-        {"host": host, "platform": BOOKWORM, "locks": LOCKS, "models": [{**model, "code": code}]}
+        {
+            "host": host,
+            "platform": BOOKWORM,
+            "locks": LOCKS,
+            "models": [{**model, "code": code, "files_digest": digest if code else None}],
+        }
         for host, code in itertools.product("gh", (False, True))
     ]
     builder = bundle_builder.Builder(store, settings(project), needs, lambda _line: None)
     (merged,) = builder.models
     assert merged["code"]
+    assert merged["files_digest"] == digest
     assert merged["path"] == f"models/a/b/{'c' * 40}"
     assert len(builder.platforms) == 1

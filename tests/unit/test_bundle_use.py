@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.modelhost.serving.plugins.module_utils import bundle_use, site_validation
 
+ROOT = Path(__file__).resolve().parents[2]
 REVISION = "0123456789" * 4
 ENTRY = {"id": "mine", "source": {"repo": "Org/Name", "revision": REVISION}}
 #: Debian 12, as preflight sees it.
@@ -176,33 +181,133 @@ def test_a_bundle_of_another_release(tmp_path: Path) -> None:
     assert said(made(tmp_path, pins=pins)) == ""
 
 
-def test_signatures(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+class Signer:
+    """Somebody with gpg and keys of their own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        home.chmod(0o700)
+
+    def gpg(self, *arguments: str, text: str | None = None) -> str:
+        command = ["gpg", "--homedir", str(self.home), "--batch", "--yes", "--passphrase", ""]
+        return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, input=text).stdout
+
+    def key(self, name: str, expires: str = "1d", at: str = "") -> str:
+        """Its address; `at`: the time that gpg takes it for."""
+        address = f"{name}@example.org"
+        self.gpg(
+            *(["--faked-system-time", at] if at else []), "--quick-generate-key", address, "ed25519", "sign", expires
+        )
+        return address
+
+    def public(self, address: str, path: Path) -> str:
+        self.gpg("--armor", "--output", str(path), "--export", address)
+        return str(path)
+
+    def sign(self, folder: Path, *options: str) -> None:
+        self.gpg(*options, "--armor", "--output", f"{folder}/SHA256SUMS.asc", "--detach-sign", f"{folder}/SHA256SUMS")
+
+    def revoke(self, address: str) -> None:
+        fingerprint = re.search(r"^fpr:+([0-9A-F]{40}):", self.gpg("--with-colons", "--list-keys", address), re.M)
+        assert fingerprint
+        text = (self.home / f"openpgp-revocs.d/{fingerprint[1]}.rev").read_text("utf-8")
+        self.gpg("--import", text=text.replace(":-----BEGIN", "-----BEGIN"))
+
+
+@pytest.fixture
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
+    made_by = Signer(tmp_path_factory.mktemp("keys"))
+    yield made_by
+    subprocess.run(["gpgconf", "--homedir", str(made_by.home), "--kill", "all"], check=False)
+
+
+def test_signatures(tmp_path: Path, signer: Signer) -> None:
     made(tmp_path)
-    keys = tmp_path_factory.mktemp("keys")
-    keys.chmod(0o700)
-    names = {"right": "right@example.org", "wrong": "wrong@example.org"}
-
-    def gpg(*arguments: str) -> None:
-        command = ["gpg", "--homedir", str(keys), "--batch", "--yes", "--passphrase", ""]
-        subprocess.run([*command, *arguments], check=True, capture_output=True)
-
-    try:
-        for name, address in names.items():
-            gpg("--quick-generate-key", address, "ed25519", "sign", "1d")
-            gpg("--armor", "--output", str(tmp_path / f"{name}.asc"), "--export", address)
-        key, other = (str(tmp_path / f"{name}.asc") for name in names)
-        assert "it is not signed" in said(tmp_path, bundle_verify_key=key)
-        sums = str(tmp_path / "SHA256SUMS")
-        gpg("--local-user", names["right"], "--armor", "--output", f"{sums}.asc", "--detach-sign", sums)
-    finally:
-        subprocess.run(["gpgconf", "--homedir", str(keys), "--kill", "all"], check=False)
+    right, wrong = signer.key("right"), signer.key("wrong")
+    key, other = signer.public(right, tmp_path / "right.asc"), signer.public(wrong, tmp_path / "wrong.asc")
+    assert "it is not signed" in said(tmp_path, bundle_verify_key=key)
+    signer.sign(tmp_path, "--local-user", right)
     bundle_use.faults.cache_clear()
     assert said(tmp_path, bundle_verify_key=key) == ""
     assert f"not signed by the key in {other}" in said(tmp_path, bundle_verify_key=other)
     assert "has no file /no/key" in said(tmp_path, bundle_verify_key="/no/key")
-    Path(sums).write_text(Path(sums).read_text() + "\n")
+    # One good signature does not make up for one that nobody knows.
+    signer.sign(tmp_path, "--local-user", right, "--local-user", wrong)
     bundle_use.faults.cache_clear()
     assert "not signed by the key" in said(tmp_path, bundle_verify_key=key)
+    signer.sign(tmp_path, "--local-user", right)
+    sums = tmp_path / "SHA256SUMS"
+    sums.write_text(sums.read_text() + "\n")
+    bundle_use.faults.cache_clear()
+    assert "not signed by the key" in said(tmp_path, bundle_verify_key=key)
+
+
+def test_revoked_and_expired_keys_and_signatures_do_not_count(tmp_path: Path, signer: Signer) -> None:
+    """gpg calls each of them valid, and ends with status 0."""
+    made(tmp_path)
+    name = signer.key("revoked")
+    signer.sign(tmp_path, "--local-user", name)
+    before = signer.public(name, tmp_path / "before.asc")
+    assert said(tmp_path, bundle_verify_key=before) == ""
+    signer.revoke(name)
+    assert "has revoked that key" in said(tmp_path, bundle_verify_key=signer.public(name, tmp_path / "after.asc"))
+
+    name = signer.key("expired", "1d", "20200101T000000")
+    signer.sign(tmp_path, "--faked-system-time", "20200101T010000", "--local-user", name)
+    expired = signer.public(name, tmp_path / "expired.asc")
+    assert "that key has expired" in said(tmp_path, bundle_verify_key=expired)
+
+    name = signer.key("sound", "never", "20200101T000000")
+    when = ["--faked-system-time", "20200101T010000", "--default-sig-expire", "1d"]
+    signer.sign(tmp_path, *when, "--local-user", name)
+    sound = signer.public(name, tmp_path / "sound.asc")
+    assert "the signature has expired" in said(tmp_path, bundle_verify_key=sound)
+
+
+def run_with(folder: Path, bundle: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """./run of a checkout of its own, with everything of the bundle that it would start noted."""
+    shutil.copyfile(ROOT / "run", folder / "run")
+    (folder / "tools").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "tools/bundle_signature.sh", folder / "tools")
+    (folder / "requirements-uv.txt").write_text("evil==1.0\n", encoding="utf-8")
+    variables = {**os.environ, "MODELHOST_BUNDLE": str(bundle), **environment}
+    return subprocess.run(["bash", folder / "run", "lock"], capture_output=True, text=True, check=False, env=variables)
+
+
+def test_run_checks_before_anything_of_the_bundle_runs(tmp_path: Path, signer: Signer) -> None:
+    bundle, checkout = tmp_path / "bundle", tmp_path / "checkout"
+    checkout.mkdir()
+    (bundle / "wheels/controller").mkdir(parents=True)
+    wheel = bundle / "wheels/controller/evil-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"good")
+    digest = hashlib.sha256(b"good").hexdigest()
+    (bundle / "SHA256SUMS").write_text(f"{digest}  {wheel.relative_to(bundle)}\n", encoding="utf-8")
+    name = signer.key("right")
+    key = signer.public(name, tmp_path / "right.asc")
+
+    def refused(words: str) -> None:
+        done = run_with(checkout, bundle, MODELHOST_BUNDLE_KEY=key)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert not (checkout / ".cache").exists(), "nothing was installed"
+
+    refused("it holds no SHA256SUMS.asc")
+    signer.sign(bundle, "--local-user", name)
+    other = signer.public(signer.key("wrong"), tmp_path / "wrong.asc")
+    done = run_with(checkout, bundle, MODELHOST_BUNDLE_KEY=other)
+    assert f"not signed by the key in {other}" in done.stderr
+    assert not (checkout / ".cache").exists()
+    wheel.write_bytes(b"evil")
+    refused("its files are not those that were signed")
+    wheel.unlink()
+    refused("its files are not those that were signed")
+    # It gets as far as installing, from the bundle: a file of four bytes is no wheel.
+    wheel.write_bytes(b"good")
+    done = run_with(checkout, bundle, MODELHOST_BUNDLE_KEY=key)
+    assert "uv could not be installed from" in done.stderr
+    assert (checkout / ".cache").exists()
+    done = run_with(checkout, bundle)
+    assert "set MODELHOST_BUNDLE_KEY to the file with the public key" in done.stderr
 
 
 def test_validation_asks(tmp_path: Path) -> None:

@@ -193,6 +193,43 @@ def test_a_lost_record_costs_a_look_only(tmp_path: Path) -> None:
     assert same(tmp_path, files)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_another_content_of_the_same_size_is_seen(tmp_path: Path, fresh: bool) -> None:
+    """The record says that GOOD was checked; whoever can write there has put EVIL in its place."""
+    files = [{**item, "fresh": fresh} for item in made(tmp_path, {"a.deb": 1000})]
+    send(tmp_path, files, Line())
+    place = tmp_path / "host/a.deb"
+    assert transfer(tmp_path, Line()).look(files, [], write=True)["have"] == [-1]
+    times = place.stat()
+    place.write_bytes(b"E" * 1000)
+    os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert transfer(tmp_path, Line()).look(files, [], write=True)["have"] != [-1]
+    assert send(tmp_path, files, Line()) == 1000
+    assert same(tmp_path, files)
+
+
+def test_what_others_can_write_is_read_each_time(tmp_path: Path) -> None:
+    """A record that fits to the last number is not believed there."""
+    files = made(tmp_path, {"a.deb": 1000})
+    send(tmp_path, files, Line())
+    place, record = tmp_path / "host/a.deb", tmp_path / "host/.arrived.json"
+    place.write_bytes(b"E" * 1000)
+    note = bundle_receiver.note_of(str(place), files[0]["sha256"])
+    bundle_receiver.write_record(str(record), {str(place): note})
+    assert transfer(tmp_path, Line()).look(files, [], write=False)["have"] == [-1], "the record is at work"
+    fresh = [{**item, "fresh": True} for item in files]
+    assert transfer(tmp_path, Line()).look(fresh, [], write=False)["have"] != [-1]
+
+
+def test_a_record_of_an_earlier_release_costs_a_look(tmp_path: Path) -> None:
+    files = made(tmp_path, {"a.deb": 1000})
+    send(tmp_path, files, Line())
+    place, record = tmp_path / "host/a.deb", tmp_path / "host/.arrived.json"
+    place.write_bytes(b"E" * 1000)
+    bundle_receiver.write_record(str(record), {str(place): files[0]["sha256"]})
+    assert transfer(tmp_path, Line()).look(files, [], write=False)["have"] != [-1]
+
+
 def test_another_bundle_replaces_a_file_of_the_same_size(tmp_path: Path) -> None:
     files = made(tmp_path, {"Packages": 1000})
     send(tmp_path, files, Line())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from ansible_collections.modelhost.serving.plugins.module_utils import hf_mirror_validation as validation
 from ansible_collections.modelhost.serving.plugins.module_utils import inventory_validation, model_manifest, problems
 from ansible_collections.modelhost.serving.plugins.modules import hf_mirror_listing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,7 @@ SOURCE = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # the first call reads the catalogue
 @given(st.lists(SOURCE | ANYTHING, max_size=3))
 def test_whatever_stands_there_is_judged_and_no_secret_is_shown(sources: list[Any]) -> None:
     variables = {"hf_mirror_sources": sources}
@@ -231,7 +233,7 @@ def test_files_without_gits_name_are_named_by_their_sha256(store: Path) -> None:
     assert item["lfs"]["pointerSize"] == len(small)
     assert item["oid"] == hashlib.sha1(b"blob %d\0" % len(small) + small).hexdigest()
     config = (store.parent / "answers" / hf_mirror_listing.LOCATIONS).read_text("utf-8")
-    assert f"add_header ETag '\"{item['lfs']['oid']}\"'" in config
+    assert f'add_header ETag "\\"{item["lfs"]["oid"]}\\"";' in config
 
 
 @pytest.mark.parametrize("name", ['a "b".json', "a $uri.json", "a;b{}.json", "a#b.json", "ü 模.json"])
@@ -244,3 +246,105 @@ def test_no_name_of_a_file_means_anything_to_nginx(name: str) -> None:
     ]
     escaped = name.replace('"', '\\"')
     assert line.startswith(f'location = "/Org/Name/resolve/{FIRST}/{escaped}" {{ add_header')
+
+
+# --- nothing of a manifest is nginx's configuration --------------------------------------------------------------
+
+#: What the review made of an ETag.
+PAYLOAD = 'x\'"; return 200 "pwned $hostname"; } location /etc/ { root /; } location = /zz { #'
+GOOD: dict[str, Any] = {"path": "config.json", "size": 2, "sha256": "0" * 64, "blob_id": "1" * 40, "lfs": False}
+
+
+@pytest.mark.parametrize("value", [PAYLOAD, "$hostname", "a\nb", "a;b", 'a"b', "a\\b", "a b", "ü", "{}#"])
+@pytest.mark.parametrize("variables", [True, False])
+def test_a_quoted_word_is_one_word_or_refused(value: str, variables: bool) -> None:
+    if "\n" in value or (variables and "$" in value):
+        with pytest.raises(ValueError, match="cannot stand in nginx's configuration"):
+            hf_mirror_listing.quoted(value, variables)
+        return
+    word = hf_mirror_listing.quoted(value, variables)
+    # As nginx reads it: up to the first quote that no backslash stands before.
+    inside, at, read = word[1:], 0, ""
+    while inside[at] != '"':
+        at += inside[at] == "\\"
+        read += inside[at]
+        at += 1
+    assert (read, inside[at:]) == (value, '"')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blob_id": PAYLOAD},
+        {"blob_id": "1" * 39},
+        {"blob_id": "1" * 40 + "\n"},
+        {"blob_id": "A" * 40},
+        {"blob_id": 1},
+        {"sha256": "g" * 64},
+        {"sha256": PAYLOAD[:64].ljust(64)},
+        {"sha256": None},
+        {"size": -1},
+        {"size": True},
+        {"size": "2"},
+        {"path": "a\nb.json"},
+        {"path": "a\u202egpj.json"},
+        {"path": "/etc/passwd"},
+        {"path": "a/../b"},
+        {"path": ["config.json"]},
+        {"lfs": "yes"},
+        {"mode": 0o4755},
+    ],
+    ids=str,
+)
+def test_a_manifest_is_checked_field_by_field(change: dict[str, Any]) -> None:
+    whole = model_manifest.make("Org/Name", FIRST, "http https://files", "manifest", [GOOD])
+    assert model_manifest.check(whole, "here") == whole
+    with pytest.raises(model_manifest.ManifestError, match="here"):
+        model_manifest.check({**whole, "files": [{**GOOD, **change}]}, "here")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"repo": 'Org/Name"; x'},
+        {"revision": "../x"},
+        {"revision": None},
+        {"verified": "surely"},
+        {"source": "a\nforged line"},
+        {"files": [GOOD, GOOD]},
+        {"files": {}},
+        {"scripts": []},
+    ],
+    ids=str,
+)
+def test_so_is_its_head(change: dict[str, Any]) -> None:
+    whole = model_manifest.make("Org/Name", FIRST, "http https://files", "manifest", [GOOD])
+    with pytest.raises(model_manifest.ManifestError, match="here"):
+        model_manifest.check({**whole, **change}, "here")
+    with pytest.raises(model_manifest.ManifestError, match="was asked for"):
+        model_manifest.check(whole, "here", "Org/Name", SECOND)
+
+
+def test_a_manifest_with_configuration_in_it_is_not_served(store: Path) -> None:
+    path = store / "Org/Name" / FIRST / model_manifest.NAME
+    data = json.loads(path.read_text("utf-8"))
+    data["files"][0].update(blob_id=PAYLOAD, lfs=False)
+    path.write_text(json.dumps(data), "utf-8")
+    result = run(store)
+    assert result["models"] == [f"Org/Name@{SECOND}"]
+    assert "`blob_id` is not 40 hex digits" in json.dumps(result["warnings"])
+    assert "pwned" not in "".join(file.read_text("utf-8") for file in store.parent.glob("answers/**/*.*"))
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="this machine has no nginx")
+def test_nginx_reads_it(store: Path) -> None:
+    """Names of files with everything that means something to nginx elsewhere."""
+    odd = dict.fromkeys(('a "b".json', "a $uri.json", "a;b{}.json", "a#b.json", "ü 模.json", "a'b.json"), b"{}")
+    stage(store, "Org/Odd", FIRST, odd)
+    assert f"Org/Odd@{FIRST}" in run(store)["models"]
+    config = store.parent / "nginx.conf"
+    inside = "map $arg_r $hf_mirror_recursive { default x; } server { listen 127.0.0.1:1; location @no_revision {} "
+    inside += f"include {store.parent}/answers/{hf_mirror_listing.LOCATIONS}; }}"
+    config.write_text(f"pid {store.parent}/pid; error_log stderr; events {{}} http {{ access_log off; {inside} }}")
+    done = subprocess.run(["nginx", "-t", "-c", str(config)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -31,6 +31,25 @@ def test_what_one_of_two_entries_of_a_checkpoint_needs_is_needed() -> None:
     assert item["allow_pickle"]
 
 
+def test_a_digest_holds_for_the_choice_of_files_that_it_was_made_of() -> None:
+    digest = {"listed": "sha256:" + "1" * 64, "content": "sha256:" + "2" * 64}
+    plain, code = own(files_digest=digest), {**own(), "id": "x", "trust_remote_code": True}
+    assert [item["files_digest"] for item in model_store.models([plain], "/models")] == [digest]
+    (item,) = model_store.models([plain, code], "/models")
+    assert item["code"]
+    assert item["files_digest"] is None, "it says nothing of the Python files"
+    code["source"] = {**code["source"], "files_digest": digest}
+    (item,) = model_store.models([own(), code], "/models")
+    assert item["files_digest"] == digest
+
+
+def test_a_variant_inherits_no_digest_of_another_revision() -> None:
+    digest = {"listed": "sha256:" + "1" * 64, "content": "sha256:" + "2" * 64}
+    variants = [{"id": "b", "source": {"repo": "Org/B", "revision": OWN}}, {"id": "c", "title": "the same weights"}]
+    found = catalog.expand({**own(files_digest=digest), "variants": variants})
+    assert [entry["source"].get("files_digest") for entry in found] == [digest, None, digest]
+
+
 def test_a_model_brings_the_files_that_no_hub_has() -> None:
     entry = catalog.entries([])["gpt-oss-20b"]
     (item,) = model_store.models([entry], "/models")
@@ -50,6 +69,15 @@ def test_a_mirror_holds_what_all_engines_download_and_no_more() -> None:
         f"Org/Own/{OWN}",
         "openai/gpt-oss-20b/6cee5e81ee83917806bbde320786a8fb61efebee",
     ]
+
+
+def test_a_mirror_holds_the_code_that_one_of_its_engines_needs() -> None:
+    code = {**own(), "id": "code", "trust_remote_code": True}
+    groups, hostvars = site(
+        a={"vllm_instances": [{"name": "x", "model": code}]}, b={"vllm_instances": [{"name": "x", "model": own()}]}
+    )
+    (item,) = model_store.models(model_store.entries(groups, hostvars, "mirror"), "/models")
+    assert item["code"]
 
 
 def test_a_mirror_that_is_an_engine_builds_its_own_models_too() -> None:

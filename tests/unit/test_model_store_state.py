@@ -181,8 +181,9 @@ def test_the_forecast_says_what_it_knows_and_what_it_guesses(tmp_path: Path) -> 
     paths = {item["id"]: item["path"] for item in found["models"]}
     asked = [
         {"path": paths["Exact"], "source": "hub https://hub.example", "files": 3, "bytes": 3 * 10**11,
-         "local_bytes": 2**30, "error": ""},
-        {"path": paths["Gone"], "source": "", "files": 0, "bytes": 0, "local_bytes": 0, "error": "no source has it"},
+         "local_bytes": 2**30, "error": "", "bound": False},
+        {"path": paths["Gone"], "source": "", "files": 0, "bytes": 0, "local_bytes": 0, "error": "no source has it",
+         "bound": False},
     ]  # fmt: skip
     told = store_forecast(found, asked, "100MB/s")
     assert told["bytes"] == 306 * 10**9
@@ -190,7 +191,8 @@ def test_the_forecast_says_what_it_knows_and_what_it_guesses(tmp_path: Path) -> 
     assert there.startswith("m: is there")
     assert exact == (
         "Exact: 3 files, 279.4 GiB from hub https://hub.example; 1.0 GiB are taken from copies on this host, if these "
-        "are sound; 50 min at 100MB/s"
+        "are sound; verified against hub https://hub.example only: the catalogue binds no digest to this revision "
+        "(./run pins writes it); 50 min at 100MB/s"
     )
     assert "about 5.6 GiB (estimated" in guess
     assert guess.endswith("1 min at 100MB/s")

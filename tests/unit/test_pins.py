@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import socket
@@ -100,6 +101,8 @@ class Net:
         self.url = ""
         # Of the registry: digests by path, the header that sends clients for a token, and what they accept.
         self.digests: dict[str, str] = {}
+        #: Path → what follows it, as the hub's pages say.
+        self.links: dict[str, str] = {}
         self.challenge = ""
         self.accepted: list[str] = []
 
@@ -109,12 +112,22 @@ class Net:
 
     def model(self, repo: str, commit: str, size: int | None = 3 * 2**30, **card: Any) -> None:
         """A model of the hub, as its API and its files."""
-        files: list[dict[str, Any]] = [{"rfilename": "config.json", "size": 9}]
-        files += [{"rfilename": f"model-{at}.safetensors", **({"size": size // 2} if size else {})} for at in (1, 2)]
+        body = json.dumps(CONFIG).encode()
+        blob_id = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+        files: list[dict[str, Any]] = [{"rfilename": "config.json", "size": len(body), "blobId": blob_id}]
+        large = {"blobId": "1" * 40, "lfs": {"sha256": "2" * 64, "size": size, "pointerSize": 130}}
+        files += [
+            {"rfilename": f"model-{at}.safetensors", **large, **({"size": size // 2} if size else {})} for at in (1, 2)
+        ]
         answer = {"id": repo, "sha": commit, "siblings": files, "cardData": card or {"license": "apache-2.0"}}
         self.give(f"/api/models/{repo}?blobs=true", answer)
         self.give(f"/api/models/{repo}/revision/{commit}?blobs=true", answer)
         self.give(f"/{repo}/resolve/{commit}/config.json", CONFIG)
+        self.history(repo, commit)
+
+    def history(self, repo: str, *commits: str) -> None:
+        """What leads to main of a model."""
+        self.give(f"/api/models/{repo}/commits/main", [{"id": commit, "title": "x"} for commit in commits])
 
     def image(self, name: str, tag: str, digest: str) -> None:
         """An image of the registry, which wants a token as Docker Hub does."""
@@ -143,6 +156,8 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
             if 300 <= status < 400:
                 self.send_header("Location", body.decode())
                 body = b""
+            if self.path in state.links:
+                self.send_header("Link", f'<{state.url}{state.links[self.path]}>; rel="next"')
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -172,6 +187,7 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
         monkeypatch.setenv(name, state.url)
     registries = ("docker.io", "ghcr.io", "quay.io")
     monkeypatch.setenv("REGISTRY_MIRRORS", " ".join(f"{name}={state.url}" for name in registries))
+    monkeypatch.setattr(pins, "WITNESS", state.url)
     for name in ("HF_TOKEN", "GITHUB_TOKEN", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield state
@@ -194,6 +210,21 @@ def everything(net: Net) -> None:
     net.model("org/Model-AWQ", OTHER, size=2**30)
     net.model("org/Pinned", OLD, size=2 * 2**30)
     net.release()
+
+
+def digests(size: int) -> dict[str, str]:
+    """Of a model of this server with two shards of this size, as the description of the form says."""
+    body = json.dumps(CONFIG).encode()
+    names = {
+        "listed": "git:" + hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest(),
+        "content": "sha256:" + hashlib.sha256(body).hexdigest(),
+    }
+    shards = [f"sha256:{'2' * 64} {size} model-{at}.safetensors\n" for at in (1, 2)]
+    return {
+        kind: "sha256:"
+        + hashlib.sha256("".join(sorted([*shards, f"{name} {len(body)} config.json\n"])).encode()).hexdigest()
+        for kind, name in names.items()
+    }
 
 
 def run(checkout: Path, *arguments: str) -> int:
@@ -219,7 +250,7 @@ def test_unverified_is_shown_and_written_only_when_asked(
     assert "2 files written." in capsys.readouterr().out
     model, versions = texts(checkout)
     data = yaml.safe_load(model)
-    assert data["source"] == {"repo": "org/Model", "revision": NEW}
+    assert data["source"] == {"repo": "org/Model", "revision": NEW, "files_digest": digests(3 * 2**29)}
     assert data["weights_gib"] == 3.0
     assert data["licence"] == "Apache-2.0"
     # What the catalogue keeps of config.json, and no more.
@@ -238,7 +269,12 @@ def test_unverified_is_shown_and_written_only_when_asked(
     for line in MODEL.splitlines():
         if "#" in line and "unverified" not in line:
             assert line in model
-    assert f"source: {{repo: org/Model-AWQ, revision: {OTHER}}}  # theirs" in model
+    assert f"source: {{repo: org/Model-AWQ, revision: {OTHER},\n" in model
+    assert "}  # theirs" in model
+    assert awq["source"]["files_digest"] == digests(2**29)
+    # As long as yamllint lets a line be; the last entry of the test stands in one line altogether.
+    lines = model.partition("- {id: model-pinned")[0].splitlines()
+    assert [line for line in lines if "sha256:" in line and len(line) > 140] == []
     assert yaml.safe_load(versions)["vllm"]["cpu"]["official"]["sha256"] == DIGEST
     assert "# Not filled yet." in versions
     assert not list(checkout.rglob("*.part"))
@@ -272,11 +308,102 @@ def test_a_newer_revision_is_named_and_the_pin_stays(
     out = capsys.readouterr().out
     assert f"model-pinned: main has moved on to {NEW}; the pin stays at {OLD} (--update takes the new one)" in out
     assert OLD in texts(checkout)[0]
-    net.give(f"/org/Pinned/resolve/{NEW}/config.json", CONFIG)
+    net.model("org/Pinned", NEW, size=2 * 2**30)
     assert run(checkout, "--write", "--update", "model-pinned") == 0
     out = capsys.readouterr().out
-    assert f"{{repo: org/Pinned, revision: {NEW}}}" in out
+    assert f"{{repo: org/Pinned, revision: {NEW}" in out
     assert yaml.safe_load(texts(checkout)[0])["variants"][1]["sources"]["revision"].endswith(NEW)
+
+
+def bound(checkout: Path, digest: dict[str, str]) -> None:
+    """The pinned model has this digest."""
+    path = checkout / "catalog/models/model.yml"
+    path.write_text(MODEL.replace(f"revision: {OLD}", f"revision: {OLD}, files_digest: {json.dumps(digest)}"))
+
+
+def test_a_digest_that_is_there_is_held_against_the_hub(
+    net: Net, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net.model("org/Pinned", OLD, size=2 * 2**30)
+    bound(checkout, digests(2**30))
+    assert run(checkout, "--write", "model-pinned") == 0
+    capsys.readouterr()
+    assert yaml.safe_load(texts(checkout)[0])["variants"][1]["source"]["files_digest"] == digests(2**30)
+    bound(checkout, digests(2**30 + 1))
+    before = texts(checkout)
+    assert run(checkout, "--write", "model-pinned") == 1
+    out = capsys.readouterr().out
+    assert f"its files at {OLD} are others than source.files_digest binds" in out
+    assert texts(checkout) == before
+
+
+def test_a_new_revision_gets_a_new_digest_or_stays_away(
+    net: Net, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound(checkout, digests(2**30))
+    net.model("org/Pinned", NEW, size=2 * 2**31)
+    net.model("org/Pinned", OLD, size=2 * 2**30)
+    answer = json.loads(net.answers[f"/api/models/org/Pinned/revision/{NEW}?blobs=true"][1])
+    del answer["siblings"][0]["blobId"]
+    net.give("/api/models/org/Pinned?blobs=true", answer)
+    assert run(checkout, "--write", "--update", "model-pinned") == 1
+    assert "is of another revision, and there is no new one" in capsys.readouterr().out
+    assert OLD in texts(checkout)[0]
+    net.model("org/Pinned", NEW, size=2 * 2**31)
+    assert run(checkout, "--write", "--update", "model-pinned") == 0
+    source = yaml.safe_load(texts(checkout)[0])["variants"][1]["source"]
+    assert source == {"repo": "org/Pinned", "revision": NEW, "files_digest": digests(2**31)}
+
+
+def test_a_mirror_is_no_witness(
+    net: Net, checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pins, "WITNESS", "https://huggingface.co")
+    everything(net)
+    assert run(checkout, "--write", "model") == 0
+    assert f"only https://huggingface.co itself is asked for it, and HF_ENDPOINT names {net.url}" in (
+        capsys.readouterr().out
+    )
+    data = yaml.safe_load(texts(checkout)[0])
+    assert data["source"] == {"repo": "org/Model", "revision": NEW}
+
+
+def test_a_small_file_that_is_not_what_the_hub_lists_binds_nothing(
+    net: Net, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything(net)
+    net.give(f"/org/Model/resolve/{NEW}/config.json", {**CONFIG, "hidden_size": 65})
+    assert run(checkout, "--write", "model") == 0
+    assert "config.json is not what the hub lists of it" in capsys.readouterr().out
+    assert "files_digest" not in yaml.safe_load(texts(checkout)[0])["source"]
+
+
+def test_a_revision_that_main_does_not_lead_to_is_refused(
+    net: Net, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a pull request, which the hub shows at its commit like any other."""
+    net.model("org/Pinned", OLD, size=2 * 2**30)
+    answer = json.loads(net.answers["/api/models/org/Pinned?blobs=true"][1])
+    net.give("/api/models/org/Pinned?blobs=true", {**answer, "sha": NEW})
+    net.history("org/Pinned", NEW, OTHER)
+    before = texts(checkout)
+    assert run(checkout, "--write", "model-pinned") == 1
+    out = capsys.readouterr().out
+    assert f"main does not lead to the commit {OLD}" in out
+    assert texts(checkout) == before
+    net.history("org/Pinned", NEW, OLD)
+    assert run(checkout, "model-pinned") == 0
+    # Pages follow each other by their header.
+    net.history("org/Pinned", NEW)
+    net.links["/api/models/org/Pinned/commits/main"] = "/api/models/org/Pinned/commits/main?p=1"
+    net.give("/api/models/org/Pinned/commits/main?p=1", [{"id": OLD}])
+    assert run(checkout, "model-pinned") == 0
+    assert ("/api/models/org/Pinned/commits/main?p=1", "") in net.asked
+    # A mirror may not tell.
+    capsys.readouterr()
+    net.give("/api/models/org/Pinned/commits/main", b"{}", 404)
+    assert run(checkout, "model-pinned") == 0
+    assert f"whether main leads to {OLD} could not be seen: HTTP 404" in capsys.readouterr().out
 
 
 def test_what_disagrees_with_the_hub_is_named(net: Net, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,7 +293,10 @@ def test_a_second_run_asks_nobody(site: Site) -> None:
     site.holds(NEEDED)
 
 
-def test_code_comes_only_if_it_is_wanted_and_pickles_never_beside_safetensors(site: Site) -> None:
+def test_code_comes_only_if_it_is_wanted_and_pickles_never_beside_safetensors(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "HUB", site.hub.url)
     site.stage(site.model(code=True, allow_pickle=True))
     site.holds({**NEEDED, "modeling_own.py": BESIDE["modeling_own.py"]})
 

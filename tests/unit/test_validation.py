@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -231,6 +232,53 @@ all:
             3233
   children: {engines: {hosts: {box: {}}}, gateways: {hosts: {box: {}}}}
 """
+
+
+PLAIN_KEYS = """
+all:
+  hosts: {box: {}}
+  vars:
+    vault_key: %s
+    plain_key: sk-hunter2-FzR8kq2mW9xTn4vLpH7s
+    vllm_instances: [{name: coder, model: loopback}]
+    litellm_users:
+      - {name: literal, key: sk-hunter2-FzR8kq2mW9xTn4vLpH7t}
+      - {name: by-name, key: "{{ vault_key }}"}
+      - {name: plain-by-name, key: "{{ plain_key }}"}
+      - {name: whole-file, key: "{{ of_a_vaulted_file }}"}
+      - {name: elsewhere, key: "{{ lookup('file', '%s') }}"}
+      - {name: none}
+  children: {engines: {hosts: {box: {}}}, gateways: {hosts: {box: {}}}}
+"""
+
+
+def test_a_key_that_stands_in_the_inventory_is_refused_and_a_vaulted_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hunter2")
+    (tmp_path / "key").write_text("sk-hunter2-FzR8kq2mW9xTn4vLpH7u")
+    (tmp_path / "group_vars").mkdir()
+    whole = tmp_path / "group_vars/all.yml"
+    whole.write_text("of_a_vaulted_file: sk-hunter2-FzR8kq2mW9xTn4vLpH7v\n")
+    vault = ["ansible-vault", "--vault-password-file", str(tmp_path / "password")]
+    subprocess.run([vault[0], "encrypt", *vault[1:], str(whole)], check=True, capture_output=True)
+    secret = subprocess.run(
+        [vault[0], "encrypt_string", *vault[1:], "sk-hunter2-FzR8kq2mW9xTn4vLpH7w"],
+        capture_output=True, text=True, check=True,
+    ).stdout.rstrip().replace("\n" + " " * 10, "\n" + " " * 8)  # fmt: skip
+    path = tmp_path / "hosts.yml"
+    path.write_text(PLAIN_KEYS % (secret, tmp_path / "key"))
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(path), *vault[1:], "playbooks/validate.yml"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1", "COLUMNS": "4000"},
+    )  # fmt: skip
+    out = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "box: litellm_users[0].key\n    the key stands as plain text in hosts.yml: whoever reads" in out
+    assert "ansible-vault encrypt_string" in out
+    assert "1 problem(s)" in out
+    warned = "[WARNING]: box: litellm_users[2].key\n    the expression for it in hosts.yml does not lead to a vault"
+    assert warned in out
+    assert not re.search(r"litellm_users\[[1345]\]", out)
+    assert "sk-hunter2" not in out
 
 
 def test_values_that_cannot_be_worked_out(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from . import adopt, job, manifest, sources, stage
 def look(wanted: dict, model: dict, origins: list) -> dict:
     """One model: source, files and bytes to download, and bytes that copies on this host save."""
     result = {"path": model["path"], "source": "", "files": 0, "bytes": 0, "local_bytes": 0, "error": ""}
+    result["bound"] = bool(model["files_digest"])
     if stage.whole(model):
         return result
     try:

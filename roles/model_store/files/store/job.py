@@ -45,6 +45,7 @@ def read(path: str) -> dict:
         model.setdefault("id", model["repo"])
         for key, value in (("allow_pickle", False), ("code", False), ("files", []), ("extra_files", [])):
             model.setdefault(key, value)
+        model.setdefault("files_digest", None)
     return job
 
 

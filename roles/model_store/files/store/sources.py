@@ -42,6 +42,8 @@ def explain(error: BaseException) -> SourceError:
     """What a client's error means for us."""
     if isinstance(error, SourceError):
         return error
+    if isinstance(error, manifest.ManifestError):
+        return SourceError(clean(error), True)
     import httpx2
     from huggingface_hub import errors
 
@@ -71,6 +73,8 @@ class Source:
 
     #: What the manifest says of the hashes that this kind of source names.
     verified = "manifest"
+    #: Whether it is the hub itself.
+    official = False
 
     def __init__(self, item: dict):
         self.item = item
@@ -100,7 +104,8 @@ class Hub(Source):
 
     def __init__(self, item: dict):
         super().__init__(item)
-        self.url = self.url or "https://huggingface.co"
+        self.url = self.url or manifest.HUB
+        self.official = manifest.is_hub(item)
 
     def listing(self, model: dict) -> list:
         from huggingface_hub import HfApi
@@ -178,7 +183,7 @@ class Http(Source):
 
     def listing(self, model: dict) -> list:
         url, headers = self.request(model, manifest.NAME)
-        return files_of(manifest.check(self._json(url, headers), clean(url)))
+        return files_of(manifest.check(self._json(url, headers), clean(url), model["repo"], model["revision"]))
 
 
 class S3(Http):
@@ -231,6 +236,7 @@ class Folder(Source):
         except manifest.ManifestError as error:
             raise SourceError(str(error), True) from error
         if found:
+            manifest.check(found, manifest.path_of(self.place(model)), model["repo"], model["revision"])
             self.verified = "manifest"
             return files_of(found)
         guessed = adopt.listing([self.path], model)

@@ -37,17 +37,31 @@ def alone(job: dict, model: dict, status):
         yield
 
 
-def whole(model: dict) -> bool:
-    """Whether a model lies under its final path, as far as names and sizes tell."""
+def usable(model: dict) -> dict | None:
+    """The manifest of a staged model; None where there is none, or none that may be used for this model."""
     try:
         found = manifest.read(model["path"])
     except manifest.ManifestError:
-        return False
+        return None
+    return found if found and not unbound(model, found) else None
+
+
+def unbound(model: dict, found: dict) -> str:
+    """Why what was staged once may not be used any more: the same rule as for what is listed now."""
+    official = found["source"] == "hub " + manifest.HUB
+    return manifest.binding_fault(model, manifest.of_model(model, found["files"]), official)
+
+
+def whole(model: dict) -> bool:
+    """Whether a model lies under its final path, as far as names and sizes tell."""
+    found = usable(model)
     return bool(found) and not manifest.differences(model["path"], found)
 
 
 class Here:
     """This host as the source of a list of files."""
+
+    official = False
 
     def __init__(self, verified: str):
         self.verified = verified
@@ -67,13 +81,29 @@ class Plan:
 
 
 def with_extras(model: dict, files: list) -> list:
-    """With the files that no hub has; mirrors, folders and caches of ours may have listed them already."""
-    known = {file.path for file in files}
-    return files + [
-        File(item["path"], item["size"], item["sha256"], None, True, item["url"])
+    """With the files that no hub has. Mirrors and caches of ours list them too; the catalogue's hash counts."""
+    extra = {
+        item["path"]: File(item["path"], item["size"], item["sha256"], None, True, item["url"])
         for item in model["extra_files"]
-        if item["path"] not in known
-    ]
+    }
+    return [file for file in files if file.path not in extra] + list(extra.values())
+
+
+def planned(model: dict, listed: list, source, origins: list) -> Plan:
+    """What to do by one source's list. Raises SourceError where the list may not be used, JobError where none would."""
+    manifest.check_files([file.entry() for file in listed], "the list of files of %s" % source)
+    files = plan.wanted(listed, model)
+    if source.verified != "recorded":
+        bare = [file.path for file in files if not file.sha256 and not file.blob_id]
+        if bare:
+            raise sources.SourceError("it names no hash of %s" % bare[0], True)
+        why = manifest.binding_fault(model, manifest.of_model(model, [file.entry() for file in files]), source.official)
+    else:
+        # Their hashes are known once they are read: settle() looks at them.
+        why = "" if model["files_digest"] else manifest.binding_fault(model, [], False)
+    if why:
+        raise sources.SourceError(why, True)
+    return Plan(model, with_extras(model, files), source, origins)
 
 
 def look_up(job: dict, model: dict, origins: list, status) -> Plan:
@@ -82,8 +112,7 @@ def look_up(job: dict, model: dict, origins: list, status) -> Plan:
     for source in origins:
         for attempt in range(job["retries"] + 1):
             try:
-                files = plan.wanted(source.listing(model), model)
-                return Plan(model, with_extras(model, files), source, origins)
+                return planned(model, source.listing(model), source, origins)
             except JobError:
                 raise
             except Exception as found:  # whatever a client raises: the next source may know
@@ -101,8 +130,10 @@ def look_up(job: dict, model: dict, origins: list, status) -> Plan:
         found = adopt.listing(where, model)
         # Without hashes only what lies under the final path counts: root put it there, with an earlier release.
         if found and (found[1] != "recorded" or where == [model["path"]]):
-            files = plan.wanted([File(**item) for item in found[0]], model)
-            return Plan(model, with_extras(model, files), Here(found[1]), origins)
+            try:
+                return planned(model, [File(**item) for item in found[0]], Here(found[1]), origins)
+            except (sources.SourceError, manifest.ManifestError) as error:
+                reasons.append("%s: %s" % (Here(found[1]), error))
     stranger = adopt.untrusted(job["adopt"], model)
     raise JobError(
         "%s: no source could list %s at %s, and this host's caches do not hold all of it: %s%s"
@@ -180,6 +211,13 @@ def settle(job: dict, item: Plan, digests: dict) -> None:
     """Show a complete model under its final path."""
     model, folder = item.model, staging(job, item.model)
     entries = [{**file.entry(), "sha256": digests[file.path]} for file in item.files]
+    bound = model["files_digest"]
+    if bound and manifest.digest_of(manifest.of_model(model, entries), True) != bound["content"]:
+        remove(folder)
+        raise sources.SourceError(
+            "what %s gave does not hash to files_digest.content of the catalogue; nothing of it is kept" % item.source,
+            True,
+        )
     tidy(folder, {file.path for file in item.files})
     for place, _folders, names in os.walk(folder):
         for name in names:
@@ -278,16 +316,22 @@ def stage_one(run: Run, item: Plan | None, model: dict) -> None:
         for source in run.sources:
             if isinstance(source, sources.Folder) and source.item.get("move"):
                 remove(source.place(model))
-        status.result(id=model["id"], state="staged", path=model["path"], source=item.source, verified=item.verified)
+        status.result(
+            id=model["id"],
+            state="staged",
+            path=model["path"],
+            source=item.source,
+            verified=item.verified,
+            bound=bool(model["files_digest"]),
+        )
         status.say("%s: complete in %s" % (model["id"], model["path"]))
+        if not model["files_digest"]:
+            status.say("%s: %s" % (model["id"], manifest.only_from(item.source)))
 
 
 def incomplete(model: dict) -> bool:
-    """Whether there is a manifest, but not all that it names."""
-    try:
-        return manifest.read(model["path"]) is not None and not whole(model)
-    except manifest.ManifestError:
-        return False
+    """Whether there is a manifest that may be used, but not all that it names."""
+    return usable(model) is not None and not whole(model)
 
 
 def stage(job: dict, status) -> None:

@@ -39,6 +39,8 @@ def verify(job: dict, status) -> None:
 
 def look(job: dict, model: dict, pool, status) -> dict:
     """What is wrong with one model: its state is ok, adopted, absent, no manifest or damaged."""
+    from . import stage
+
     result = {"id": model["id"], "path": model["path"], "state": "ok", "why": ""}
     result.update(missing=[], damaged={}, extra=[])
     if not os.path.isdir(model["path"]):
@@ -57,6 +59,8 @@ def look(job: dict, model: dict, pool, status) -> dict:
         except JobError as error:
             return {**result, "state": "no manifest", "why": "nobody says what it should hold: %s" % error}
         found = made
+    elif stage.unbound(model, found):
+        return {**result, "state": "no manifest", "why": "its manifest is not used: " + stage.unbound(model, found)}
     files = found["files"]
     result["extra"] = extra(model["path"], {item["path"] for item in files})
     status.expect(sum(item["size"] for item in files))
