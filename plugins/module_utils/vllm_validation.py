@@ -198,17 +198,16 @@ def address_problems(host: str, variables: dict[str, Any], gateways: list[str]) 
     return [problem(host, "vllm_bind_address", bind, why, fix, "warning")]
 
 
-def metrics_problems(host: str, clients: Any) -> list[dict[str, Any]]:
-    """Who reads /metrics without a key."""
+def network_problems(host: str, variable: str, networks: Any) -> list[dict[str, Any]]:
+    """A list of addresses and networks."""
     found = []
-    for at, client in enumerate(clients if isinstance(clients, list) else []):
+    for at, item in enumerate(networks if isinstance(networks, list) else []):
         try:
-            if not isinstance(client, str):
-                raise ValueError(client)
-            ipaddress.ip_network(client)
+            # A number would be taken for an address.
+            ipaddress.ip_network(item if isinstance(item, str) else "")
         except ValueError:
             fix = "write an address such as 10.0.0.5, or a network such as 10.0.9.0/24 whose last bits are 0"
-            found.append(problem(host, f"vllm_metrics_clients[{at}]", client, "this is no address and no network", fix))
+            found.append(problem(host, f"{variable}[{at}]", item, "this is no address and no network", fix))
     return found
 
 
@@ -268,7 +267,7 @@ def host_problems(
         own = variables.get(variable)
         found += environment_problems(host, variable, {} if own is None else own, OWNED_ENVIRONMENT)
     found += address_problems(host, variables, groups.get("gateways", []))
-    found += metrics_problems(host, variables.get("vllm_metrics_clients"))
+    found += network_problems(host, "vllm_metrics_clients", variables.get("vllm_metrics_clients"))
     instances = variables.get("vllm_instances")
     if instances in (None, []):
         why = "this host is in the group `engines` but runs nothing"
