@@ -167,6 +167,8 @@ class ActionModule(ActionBase):
     def _export(self, folder: Path, made: compose.Project) -> tuple[list[str], list[dict[str, str]]]:
         """Write what is not there yet or differs; names of those files, and differences without secrets."""
         diffs: list[dict[str, str]] = []
+        # Containers are other users than whoever exports, and read what lies below.
+        os.umask(0o022)
         if not self._task.check_mode:
             folder.mkdir(parents=True, exist_ok=True)
             # Hashes of keys have to be readable for the gateway's container, but nobody else gets here.

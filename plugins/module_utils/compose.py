@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parents[2]
 GATEWAY_PORT, OLLAMA_PORT = 4000, 11434
 #: The gateway's folder, as in its unit.
 GATEWAY_DIR = "/etc/modelhost/litellm"
+#: Who services are inside their containers: nobody that an image or the host knows.
+USER = "65532:65532"
+#: For the services that run once and have to write where only root may.
+ROOT_USER = "0:0"
 #: Seconds that a stop may take: requests in flight get 20 (shutdown_timeout), and many GPUs take some to be let go.
 STOP_SECONDS = 60
 #: Random bytes of a key (256 bits).
@@ -138,6 +142,7 @@ def vllm_engines(inputs: Inputs, entries: dict[str, Any]) -> list[dict[str, Any]
         vllm_flags=values["vllm_flags"],
         machine=inputs.machine,
         accelerator_flags={**plan.accelerator_flags()[inputs.kind], **values["vllm_accelerator_flags"]},
+        metrics_clients=values["vllm_metrics_clients"],
         environment={**engine_environment(), **values["vllm_environment"]},
         runtimes={item["name"]: "docker" for item in instances},
         models_dir=values["vllm_models_dir"],
@@ -246,6 +251,7 @@ def common(image: str) -> dict[str, Any]:
     """What all services share: no rights, no writing but where it is said, few logs."""
     return {
         "image": image,
+        "user": USER,
         "restart": "unless-stopped",
         "init": True,
         "read_only": True,
@@ -321,10 +327,11 @@ def vllm_service(inputs: Inputs, item: dict[str, Any], key: str) -> dict[str, An
     environment = {name: escaped(value) for name, value in item["environment"].items()}
     devices = gpus(inputs, environment)
     environment |= {"VLLM_API_KEY": variable(key), "NO_PROXY": "*", "no_proxy": "*"}
+    # The account has no name in the image, and PyTorch asks for one.
+    environment["USER"] = "vllm"
     named = containers.paths_in(item["flags"].values())
     volumes = [bind(weights_source(inputs, item["model_path"]), item["model_path"])]
-    if any(path.startswith(f"{vllm_flags.SHARE}/") for path in named):
-        volumes.append(bind("./share", vllm_flags.SHARE))
+    volumes.append(bind("./share", vllm_flags.SHARE))
     volumes += [bind(escaped(path), path) for path in named if not path.startswith(f"{vllm_flags.SHARE}/")]
     own = engine_environment()
     volumes += [volume("engine-state", own["HOME"]), volume("engine-cache", own["VLLM_CACHE_ROOT"])]
@@ -343,9 +350,34 @@ def vllm_service(inputs: Inputs, item: dict[str, Any], key: str) -> dict[str, An
         "shm_size": total // 2 or 16 * capacity.GIB,
         # Docker's seccomp profile lets a process bind memory to NUMA nodes only with this.
         **({"cap_add": ["SYS_NICE"]} if inputs.kind == "cpu" else {}),
+        "depends_on": {PREPARE: {"condition": "service_completed_successfully"}},
         **limits(inputs.engine["vllm_memory_max"], inputs.facts),
         **devices,
     }
+
+
+#: The service that gives volumes to the account of the others.
+PREPARE = "prepare"
+
+
+def prepare_service(inputs: Inputs, used: dict[str, Any]) -> dict[str, Any]:
+    """Docker makes volumes root's. Runs once before the others, may do nothing but this, and reaches nothing."""
+    parts = {part["target"]: part["source"] for item in used.values() for part in volumes_of(item)}
+    return {
+        **common(inputs.images["engine"]),
+        "user": ROOT_USER,
+        "restart": "no",
+        "cap_add": ["CHOWN", "DAC_READ_SEARCH"],
+        "network_mode": "none",
+        "entrypoint": ["chown", "-R", USER],
+        "command": list(parts),
+        "volumes": [volume(source, target) for target, source in parts.items()],
+    }
+
+
+def volumes_of(service: dict[str, Any]) -> list[dict[str, Any]]:
+    """A service's volumes that are the project's own."""
+    return [part for part in service["volumes"] if part["type"] == "volume"]
 
 
 #: Beside its place and renamed, so that an incomplete model is never there; what was fetched is not fetched again.
@@ -377,6 +409,7 @@ def weights_service(inputs: Inputs, item: dict[str, Any], entry: dict[str, Any])
         "profiles": ["weights"],
         "restart": "no",
         # The folder may be anybody's.
+        "user": ROOT_USER,
         "cap_add": ["DAC_OVERRIDE"],
         "networks": ["outside"],
         "volumes": [bind("${MODELS_DIR:-" + folder + "}", folder, read_only=False)],
@@ -449,6 +482,7 @@ def pull_service(inputs: Inputs, item: dict[str, Any]) -> dict[str, Any]:
         },
         "volumes": [ollama_models(inputs, read_only=False)],
         "networks": ["outside"],
+        "depends_on": {PREPARE: {"condition": "service_completed_successfully"}},
     }
 
 
@@ -614,8 +648,11 @@ def head(inputs: Inputs) -> str:
 
 
 def shipped_files(inputs: Inputs, engines: list[dict[str, Any]], entries: dict[str, Any]) -> dict[str, str]:
-    """Templates, parsers and builders of this project that the engines need."""
+    """The engines' guard, and templates, parsers and builders of this project that they need."""
     found = {}
+    if inputs.runs == "vllm":
+        below = "share/guard/modelhost_engine_guard.py"
+        found[below] = (ROOT / "roles/vllm/files" / below).read_text(encoding="utf-8")
     for item in engines:
         for path in containers.paths_in((item.get("flags") or {}).values()):
             if path.startswith(f"{vllm_flags.SHARE}/"):
@@ -664,6 +701,8 @@ def services(inputs: Inputs, engines: list[dict[str, Any]], entries: dict[str, A
         weights = weights_service(inputs, item, vllm_flags.resolve(instance, entries))
         if weights:
             found[f"weights-{item['name']}"] = weights
+    if any(volumes_of(item) for item in found.values()):
+        found[PREPARE] = prepare_service(inputs, found)
     return {**found, "gateway": gateway_service(inputs, backends)}
 
 
@@ -683,7 +722,7 @@ def project(inputs: Inputs) -> Project:
     everybody = [*asked["users"], {"name": litellm_config.CHECKS_USER}]
     names = (backends, asked["default"], asked["aliases"], asked["dated"])
     used = services(inputs, engines, entries)
-    volumes = {part["source"] for item in used.values() for part in item["volumes"] if part["type"] == "volume"}
+    volumes = {part["source"] for item in used.values() for part in volumes_of(item)}
     document = {
         "services": used,
         "networks": {"engines": {"internal": True}, "outside": {}},

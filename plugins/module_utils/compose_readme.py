@@ -138,8 +138,12 @@ def text(
         "",
         "Only the gateway publishes a port. Engines sit on a network without a way out"
         + (", and Ollama checks no key of its own" if inputs.runs == "ollama" else "")
-        + ". Containers run as root without",
-        "any capability but those that stand in `docker-compose.yml`, on a read-only file system, and gain no rights.",
+        + ".",
+        "Containers run as user and group 65532, who are nobody on the host, without any right that could take effect,",
+        "on a read-only file system. Only what runs once and ends is root inside: `weights-…`, which writes into your",
+        "folder of models, and `prepare`, which gives Docker's volumes to that user; each with no more than the",
+        "capabilities that stand in `docker-compose.yml`. Models must be readable for others than root",
+        "(`chmod -R o+rX`).",
         "LiteLLM comes with the package `litellm-enterprise`, whose licence is proprietary.",
     ]
     return "\n".join(lines) + "\n"

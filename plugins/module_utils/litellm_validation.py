@@ -21,7 +21,10 @@ from ansible_collections.modelhost.serving.plugins.module_utils.litellm_config i
 )
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 from ansible_collections.modelhost.serving.plugins.module_utils.vllm_flag_validation import environment_problems
-from ansible_collections.modelhost.serving.plugins.module_utils.vllm_validation import address_problem
+from ansible_collections.modelhost.serving.plugins.module_utils.vllm_validation import (
+    address_problem,
+    network_problems,
+)
 
 USER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 #: What an entry of litellm_users can have.
@@ -380,6 +383,7 @@ def address_problems(host: str, variables: Any, groups: dict[str, list[str]]) ->
                     f"set another one, such as {PORT if port != PORT else 8080}",
                 )
             )
+    found += network_problems(host, "litellm_client_networks", variables.get("litellm_client_networks"))
     address = str(variables.get("litellm_bind_address", BIND_ADDRESS))
     wrong = address_problem(address)
     if wrong:

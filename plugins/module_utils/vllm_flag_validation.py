@@ -21,11 +21,16 @@ OWNED_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "set the instance's key `devices`",
     "VLLM_PORT": "remove it: it is not the API's port, and engines that share it cannot start; set the key `port`",
     "HOST_IP": "remove it: engines talk to their own processes over loopback",
+    "PYTHONPATH": "remove it: the guard that wants the engine's key is found by it",
+    "MODELHOST_ENGINE_KEYS": "remove it",
+    "MODELHOST_METRICS_CLIENTS": "set vllm_metrics_clients",
+    "VLLM_USE_RUST_FRONTEND": "remove it",
 }
 #: Of these the reason is worth saying.
 WHY_OWNED = {
     "VLLM_CPU_KVCACHE_SPACE": "vLLM lets this old variable beat kv_cache_memory_bytes, so the size of its KV cache "
     "would be another one than was planned with",
+    "VLLM_USE_RUST_FRONTEND": "this front end takes no middleware, so nothing would want the engine's key",
 }
 
 #: Limits that vLLM's configuration classes do not state.

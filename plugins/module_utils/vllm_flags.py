@@ -29,6 +29,11 @@ OWNED_FLAGS = {
     "tensor_parallel_size": "the instance's key `tensor_parallel_size`",
     "api_key": "nothing: the engine's key is generated on its host and kept out of command lines",
     "config": "`vllm_flags` or the instance's key `flags`",
+    # Servers of their own, which the guard does not stand before.
+    "grpc": "nothing: the engine's key guards HTTP alone",
+    "grpc_port": "nothing: the engine's key guards HTTP alone",
+    "ssl_certfile": "nothing: gateways and checks ask engines in plain HTTP; join the hosts by WireGuard instead",
+    "ssl_keyfile": "nothing: gateways and checks ask engines in plain HTTP; join the hosts by WireGuard instead",
 }
 
 #: Flags of older guides that the pinned vLLM no longer has, by what replaced them; `nothing: …` where nothing did.
@@ -91,12 +96,17 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "shutdown_timeout": 20,
     # One line for each request would fill the journal.
     "disable_uvicorn_access_log": True,
-    # Pages that answer without a key.
+    # Nobody needs them, and they list every route.
     "disable_fastapi_docs": True,
+    # Pictures come inside requests. Without a list an engine fetches whatever address a request names; this name can
+    # belong to nobody (RFC 6761).
+    "allowed_media_domains": ["nowhere.invalid"],
 }
 
 #: Where the role vllm puts this project's own templates and parsers on a host.
 SHARE = "/opt/modelhost/vllm/share"
+#: What wants an engine's key for every route, and the folder that it is imported from.
+GUARD, GUARD_DIR = "modelhost_engine_guard.EngineGuard", f"{SHARE}/guard"
 #: Bytes of KV cache of a CPU engine of which nothing is known: one session of 40K tokens at 96 KiB each.
 UNKNOWN_KV_CACHE = 4 * 1024**3
 
@@ -301,6 +311,13 @@ def hidden_paths(machine: dict[str, Any] | None) -> list[str]:
     return [NUMA_NODES] if machine and machine["kind"] == "cpu" and machine["memory_nodes"] == 1 else []
 
 
+def guarded(merged: dict[str, tuple[Any, str]]) -> None:
+    """Put the guard before the engine, and before middleware of the user's: vLLM asks the last one first."""
+    own, origin = merged.pop("middleware", ([], "engine default"))
+    own = list(own) if isinstance(own, (list, tuple)) else [own]
+    merged["middleware"] = ([*(item for item in own if item != GUARD), GUARD], origin)
+
+
 def effective_instances(
     instances: list[dict[str, Any]],
     catalog: dict[str, Any],
@@ -342,10 +359,13 @@ def effective_instance(
     timeout: int | None = None,
     machine: dict[str, Any] | None = None,
     assessment: dict[str, Any] | None = None,
+    accepted_dir: str = "",
+    metrics_clients: list[str] | None = None,
 ) -> dict[str, Any]:
     """All that an engine's unit needs, worked out from an instance as a user writes it.
 
-    environment: for every engine of the host; release_environment: below it, for engines of a virtual environment.
+    environment: for every engine of the host; release_environment: below it, for engines of a virtual environment;
+    accepted_dir: where each instance has a folder with the hashes of its keys ("": VLLM_API_KEY opens the engine).
     """
     runtime = (runtimes or {}).get(instance["name"], "venv")
     entry = resolve(instance, catalog)
@@ -383,6 +403,7 @@ def effective_instance(
             )
         )
     )
+    guarded(merged)
     path = model_path(entry, models_dir)
     flags = {name: value for name, (value, _origin) in merged.items()}
     # An image has its kernels, or a compiler, of its own.
@@ -412,6 +433,9 @@ def effective_instance(
             **{key: str(value) for key, value in (instance.get("environment") or {}).items()},
             **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, instance["devices"]))} if instance.get("devices") else {}),
             "VLLM_ENGINE_READY_TIMEOUT_S": str(seconds),
+            "PYTHONPATH": GUARD_DIR,
+            **({"MODELHOST_ENGINE_KEYS": f"{accepted_dir}/{instance['name']}"} if accepted_dir else {}),
+            **({"MODELHOST_METRICS_CLIENTS": " ".join(metrics_clients)} if metrics_clients else {}),
         },
         "capabilities": entry.get("capabilities") or {},
         "capacity": assessment or {},

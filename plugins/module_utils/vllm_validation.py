@@ -188,11 +188,27 @@ def address_problems(host: str, variables: dict[str, Any], gateways: list[str]) 
     if elsewhere and vllm_backends.is_loopback(bind):
         why = f"the gateway {elsewhere[0]} is another host and cannot reach a loopback address"
         return [problem(host, "vllm_bind_address", bind, why, "set this host's address on the private network")]
+    if vllm_backends.is_loopback(bind):
+        return []
+    why = "engines answer in plain HTTP: whoever can listen in on the network there reads their keys and all prompts"
+    fix = "let hosts talk to engines over a network of their own, such as a VLAN, or through WireGuard"
     if bind in ("0.0.0.0", "::"):
-        why = "engines listen on every network of this host, without TLS, and /metrics answers without a key"
+        why = f"engines listen on every network of this host; {why}"
         fix = "set this host's address on the private network, or keep 127.0.0.1 if the gateway is on this host"
-        return [problem(host, "vllm_bind_address", bind, why, fix, "warning")]
-    return []
+    return [problem(host, "vllm_bind_address", bind, why, fix, "warning")]
+
+
+def network_problems(host: str, variable: str, networks: Any) -> list[dict[str, Any]]:
+    """A list of addresses and networks."""
+    found = []
+    for at, item in enumerate(networks if isinstance(networks, list) else []):
+        try:
+            # A number would be taken for an address.
+            ipaddress.ip_network(item if isinstance(item, str) else "")
+        except ValueError:
+            fix = "write an address such as 10.0.0.5, or a network such as 10.0.9.0/24 whose last bits are 0"
+            found.append(problem(host, f"{variable}[{at}]", item, "this is no address and no network", fix))
+    return found
 
 
 def address_problem(address: str) -> tuple[str, str] | None:
@@ -251,6 +267,7 @@ def host_problems(
         own = variables.get(variable)
         found += environment_problems(host, variable, {} if own is None else own, OWNED_ENVIRONMENT)
     found += address_problems(host, variables, groups.get("gateways", []))
+    found += network_problems(host, "vllm_metrics_clients", variables.get("vllm_metrics_clients"))
     instances = variables.get("vllm_instances")
     if instances in (None, []):
         why = "this host is in the group `engines` but runs nothing"

@@ -9,6 +9,7 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.modelhost.serving.plugins.module_utils import secret_text
 
 DOCUMENTATION = r"""
 module: litellm_key_hashes
@@ -152,23 +153,11 @@ def main():
     except ValueError as error:
         module.fail_json(msg=str(error))
 
-    try:
-        with open(path, encoding="utf-8") as handle:
-            present = handle.read()
-    except FileNotFoundError:
-        present = None
+    present = secret_text.read(path)
     changed = text != present
     if changed and not module.check_mode:
         # Written beside and moved, so that the gateway never reads half a file.
-        temporary = os.path.join(module.tmpdir, "hashes")
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as handle:
-            handle.write(text)
-        arguments = module.load_file_common_arguments(module.params)
-        arguments["path"] = temporary
-        module.set_fs_attributes_if_different(arguments, changed)
-        module.atomic_move(temporary, path)
+        secret_text.write(module, path, text)
     if present is None and module.check_mode:
         module.exit_json(changed=True, users=names)
     arguments = module.load_file_common_arguments(module.params)

@@ -8,6 +8,7 @@ import os
 import secrets
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.modelhost.serving.plugins.module_utils import secret_text
 
 DOCUMENTATION = r"""
 module: secret_file
@@ -62,22 +63,13 @@ path:
 BYTES = 32
 
 
-def read(path: str) -> str | None:
-    """The file's text, or None where there is no such file."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return handle.read()
-    except FileNotFoundError:
-        return None
-
-
 def wanted(params: dict, present: str | None, check_mode: bool) -> str | None:
     """What the file should hold; None: what it holds now is right."""
     template = params["template"]
     if params["content"] is not None:
         secret = params["content"]
     elif params["secret_path"] is not None:
-        found = read(params["secret_path"])
+        found = secret_text.read(params["secret_path"])
         if found is None:
             if not check_mode:
                 raise ValueError("secret_path: there is no file %s" % params["secret_path"])
@@ -107,7 +99,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     path = module.params["path"]
-    present = read(path)
+    present = secret_text.read(path)
     if module.params["state"] == "absent":
         if present is not None and not module.check_mode:
             os.unlink(path)
@@ -121,12 +113,7 @@ def main() -> None:
     if module.check_mode and present is None:
         module.exit_json(path=path, changed=True)
     if text is not None and not module.check_mode:
-        temporary = os.path.join(module.tmpdir, "secret")
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as handle:
-            handle.write(text)
-        module.atomic_move(temporary, path)
+        secret_text.write(module, path, text)
     arguments = module.load_file_common_arguments(module.params)
     arguments["path"] = path
     changed = module.set_fs_attributes_if_different(arguments, changed)

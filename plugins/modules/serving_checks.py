@@ -36,7 +36,7 @@ options:
     type: path
     required: true
   mode:
-    description: What answers at O(url). An engine has no aliases, no C(x-api-key) and no C(/health/readiness).
+    description: What answers at O(url). An engine has no aliases and no C(/health/readiness).
     type: str
     choices: [gateway, engine]
     default: gateway
@@ -615,6 +615,16 @@ def expect_exact(turn, text, model):
         raise CheckFailed("the answer is not the one that the script asks for (%s)" % text, turn.raw)
 
 
+#: Of an engine: what its own check of keys covers, and what only our guard does.
+ENGINE_ROUTES = (
+    ("GET", "/v1/models"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/invocations"),
+    ("POST", "/tokenize"),
+    ("GET", "/version"),
+)
+
+
 class Checks:
     """All checks; each returns the detail to show, or raises."""
 
@@ -638,6 +648,16 @@ class Checks:
         if answer.status != 200:
             raise CheckFailed("%s/health answered HTTP %d" % (backend["url"], answer.status), answer.text)
         return "HTTP 200 from %s" % backend["url"]
+
+    def guarded(self, backend, key):
+        """An engine's own port, with a wrong key or with none."""
+        other = Client(backend["url"], key, min(30, self.params["deadline"]))
+        for method, path in ENGINE_ROUTES:
+            answer = other.ask(method, path, {} if method == "POST" else None, auth="bearer" if key else None)
+            if answer.status != 401:
+                why = "%s%s answered HTTP %d instead of 401" % (backend["url"], path, answer.status)
+                raise CheckFailed(why, answer.text)
+        return "HTTP 401 from %d routes" % len(ENGINE_ROUTES)
 
     def models(self):
         answer = self.client.good("GET", "/v1/models")
@@ -663,8 +683,6 @@ class Checks:
         return "HTTP 401"
 
     def x_api_key(self):
-        if not self.gateway:
-            raise NotApplicable("an engine takes Authorization: Bearer only")
         name = self.params["models"][0]["name"]
         body = {"model": name, "max_tokens": self.params["max_tokens"], "messages": user("hello")}
         if not self.params["models"][0]["capabilities"].get("messages", True):
@@ -780,11 +798,14 @@ class Checks:
             plan.append(("health", "", (), {}, lambda: self.health("/health")))
         for backend in self.params["backends"]:
             plan.append(("health: engine", backend["name"], (), {}, lambda b=backend: self.backend(b)))
+            plan.append(("no key: engine", backend["name"], (), {}, lambda b=backend: self.guarded(b, "")))
+            plan.append(("wrong key: engine", backend["name"], (), {},
+                         lambda b=backend: self.guarded(b, "sk-" + uuid.uuid4().hex)))  # fmt: skip
         plan.append(("models", "", (), {}, self.models))
         first = self.params["models"][0]["capabilities"]
         plan.append(("wrong key: chat", "", (), {}, lambda: self.wrong_key("/v1/chat/completions", "bearer")))
         plan.append(("wrong key: messages", "", ("messages",), first,
-                     lambda: self.wrong_key("/v1/messages", "x-api-key" if self.gateway else "bearer")))  # fmt: skip
+                     lambda: self.wrong_key("/v1/messages", "x-api-key")))  # fmt: skip
         plan.append(("x-api-key", "", (), {}, self.x_api_key))
         plan.append(("unknown model: chat", "", (), {}, lambda: self.unknown_model("/v1/chat/completions")))
         plan.append(("unknown model: messages", "", ("messages",), first,

@@ -200,9 +200,25 @@ def test_containers_have_no_rights(site: Site, service: str) -> None:
     assert "Read-only file system" in run("docker", "exec", name, "touch", "/usr/x", check=False)
     status = run("docker", "exec", name, "cat", "/proc/1/status")
     effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff"))
-    # SYS_NICE is number 23: an engine on a CPU binds its memory to NUMA nodes.
-    assert int(effective, 16) == (1 << 23 if service == "engine-coder" else 0)
+    assert int(effective, 16) == 0
+    assert "Uid:\t65532\t65532\t65532\t65532" in status
     assert "NoNewPrivs:\t1" in status
+
+
+def test_the_engine_wants_its_key_for_every_route(site: Site) -> None:
+    asks = (
+        "import sys, urllib.error, urllib.request as r\n"
+        "for path in sys.argv[2:]:\n"
+        "    ask = r.Request('http://127.0.0.1:8000' + path, headers={'x-api-key': sys.argv[1]})\n"
+        "    try: print(r.urlopen(ask, timeout=30).status)\n"
+        "    except urllib.error.HTTPError as error: print(error.code)\n"
+    )
+    routes = ["/health", "/version", "/metrics", "/v1/models"]
+    asked = ("docker", "exec", site.container("engine-coder"), "python3", "-c", asks)
+    assert run(*asked, "sk-wrong", *routes).split() == ["200", "401", "401", "401"]
+    lines = (site.project / ".env").read_text(encoding="utf-8").splitlines()
+    (key,) = [line.partition("=")[2] for line in lines if line.startswith("BACKEND_KEY_")]
+    assert run(*asked, key, *routes).split() == ["200"] * 4
 
 
 def test_an_engine_has_no_way_out(site: Site) -> None:

@@ -172,7 +172,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.has("no_bearer") and bearer:
             bearer = ""
         x_api_key = "" if self.has("no_x_api_key") else self.headers.get("x-api-key", "")
-        if self.has("wrong_key_accepted"):
+        if self.has("wrong_key_accepted") or (self.has("engine_open") and self.path in ("/invocations", "/version")):
             return True
         return KEY in (bearer[7:] if bearer.startswith("Bearer ") else "", x_api_key)
 
@@ -193,9 +193,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.send(503 if self.has("readiness_503") else 200, {"status": "connected"})
         if path == "/health":
             return self.send(503 if self.has("backend_503") else 200, {})
+        if path in ("/v1/models", "/version") and not self.authorised():
+            return self.refuse()
         if path == "/v1/models":
-            if not self.authorised():
-                return self.refuse()
             names = [] if self.has("models_empty") else [self.standin.model]
             if self.has("models_not_json"):
                 return self.send(200, b"<html>bad gateway</html>")

@@ -24,7 +24,7 @@ def module(name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "plugins/modules" / f"{name}.py")],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}), capture_output=True, text=True, check=False,
-        env={**os.environ, "_ANSIBLE_TEST": "1"},
+        env={**os.environ, "_ANSIBLE_TEST": "1", "PYTHONPATH": str(ROOT / ".collections")},
     )  # fmt: skip
     result: dict[str, Any] = json.loads(done.stdout or "{}")
     result["_text"] = done.stdout + done.stderr

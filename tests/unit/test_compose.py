@@ -81,6 +81,14 @@ def schema() -> Any:
     return jsonschema.Draft202012Validator(json.loads(text))
 
 
+#: Capabilities that services may name, by the first word of their names.
+ALLOWED: dict[str, list[list[str]]] = {
+    "engine": [[], ["SYS_NICE"]],
+    "weights": [["DAC_OVERRIDE"]],
+    "prepare": [["CHOWN", "DAC_READ_SEARCH"]],
+}
+
+
 def sound(made: compose.Project) -> None:
     """What holds for every project."""
     document = yaml.safe_load(made.files["docker-compose.yml"])
@@ -94,7 +102,10 @@ def sound(made: compose.Project) -> None:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert set(service.get("cap_add", [])) <= {"SYS_NICE", "DAC_OVERRIDE"}
+        assert service.get("cap_add", []) in ALLOWED.get(name.split("-")[0], [[]])
+        # Only what runs once is root.
+        assert service["user"] == ("0:0" if name.split("-")[0] in ("prepare", "weights") else "65532:65532")
+        assert (service["restart"] == "no") == (name.split("-")[0] in ("prepare", "weights", "pull"))
         assert service["logging"]["options"]["max-size"]
         assert ("ports" in service) == (name == "gateway")
         if name.startswith("engine-"):
@@ -138,6 +149,14 @@ def test_a_project_with_vllm_is_sound_and_says_what_the_unit_says(model: str, te
     assert argv[argv.index("--host") + 1] == "0.0.0.0"
     argv[argv.index("--host") + 1] = "127.0.0.1"
     assert argv == unit["argv"]
+    # The guard stands before the engine and finds what it needs.
+    assert argv[argv.index("--middleware") + 1] == "modelhost_engine_guard.EngineGuard"
+    assert service["environment"]["PYTHONPATH"] == "/opt/modelhost/vllm/share/guard"
+    assert "share/guard/modelhost_engine_guard.py" in made.files
+    # Volumes are the account's before it starts.
+    own = [part["target"] for part in service["volumes"] if part["type"] == "volume"]
+    assert made.document["services"]["prepare"]["command"] == own
+    assert service["depends_on"] == {"prepare": {"condition": "service_completed_successfully"}}
     environment = {name: value for name, value in unit["environment"].items() if name != "CUDA_VISIBLE_DEVICES"}
     assert {name: service["environment"][name] for name in environment} == environment
     known = vllm_flags.engine_description(given.version)["flags"]
@@ -169,6 +188,7 @@ def test_a_project_with_ollama_is_sound(model: str, text: str) -> None:
     pull = made.document["services"]["pull-coder"]
     assert pull["command"] == [own["model"]]
     assert pull["networks"] == ["outside"]
+    assert pull["depends_on"] == {"prepare": {"condition": "service_completed_successfully"}}
     assert service["depends_on"] == {"pull-coder": {"condition": "service_completed_successfully"}}
     config = yaml.safe_load(made.files["litellm/config/config.yaml"])
     assert {item["litellm_params"]["model"] for item in config["model_list"]} == {f"hosted_vllm/{own['model']}"}

@@ -138,7 +138,7 @@ def values_of(line: list[str], option: str) -> list[str]:
 
 def test_an_engine_gets_the_same_flags_and_no_more_rights_than_said() -> None:
     instance = {"name": "coder", "model": "qwen2.5-coder-32b-instruct", "port": 8001}
-    item = effective(instance)
+    item = effective(instance, accepted_dir="/etc/modelhost/vllm/accepted")
     line = containers.engine(item, DIGEST, SETTINGS)
     at = line.index(DIGEST)
     assert line[at + 1 :] == ["serve", *effective(instance, "venv")["argv"]]
@@ -156,8 +156,11 @@ def test_an_engine_gets_the_same_flags_and_no_more_rights_than_said() -> None:
         "type=bind,source=/var/lib/modelhost/vllm,target=/var/lib/modelhost/vllm",
         "type=bind,source=/var/cache/modelhost/vllm,target=/var/cache/modelhost/vllm",
     ]
-    # Our template and parser of this model.
-    assert sum("/opt/modelhost/vllm/share/" in mount for mount in mounts) == 2
+    # Our template and parser of this model, and the guard.
+    assert sum("/opt/modelhost/vllm/share/" in mount for mount in mounts) == 3
+    # The folder and not the file, which is replaced when keys are exchanged.
+    accepted = "/etc/modelhost/vllm/accepted/coder"
+    assert f"type=bind,source={accepted},target={accepted},readonly" in mounts
 
 
 def test_files_that_the_environment_names_are_there_to_read() -> None:

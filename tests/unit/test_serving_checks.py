@@ -58,7 +58,8 @@ PLAIN = {"chat", "messages"}
 STREAMED = {"chat, streamed", "messages, streamed"}
 TOOLS_STREAMED = {name for name in TOOLS if "streamed" in name}
 UNKNOWN = {"unknown model: chat", "unknown model: messages"}
-WRONG_KEY = {"wrong key: chat", "wrong key: messages"}
+ENGINE_KEY = {"no key: engine", "wrong key: engine"}
+WRONG_KEY = {"wrong key: chat", "wrong key: messages"} | ENGINE_KEY
 
 # What is broken -> the checks that must fail, and no others.
 MUTATIONS: dict[str, set[str]] = {
@@ -68,6 +69,7 @@ MUTATIONS: dict[str, set[str]] = {
     "models_not_json": {"models"},
     "wrong_key_accepted": WRONG_KEY,
     "wrong_key_400": WRONG_KEY,
+    "engine_open": ENGINE_KEY,
     "no_x_api_key": {"x-api-key"},
     "unknown_model_accepted": UNKNOWN,
     "unknown_model_500": UNKNOWN,
@@ -99,7 +101,7 @@ def test_right_answers_pass() -> None:
     with serving_standin.Standin() as standin:
         results = run(standin)
     assert {result["status"] for result in results.values()} == {"passed"}, results
-    assert len(results) == 22
+    assert len(results) == 24
 
 
 def test_right_answers_pass_without_script() -> None:
@@ -176,10 +178,9 @@ def test_what_is_not_claimed_is_not_passed() -> None:
 
 
 def test_an_engine_has_no_gateway_checks() -> None:
-    with serving_standin.Standin({"no_x_api_key", "readiness_503", "liveliness_500"}) as standin:
+    with serving_standin.Standin({"readiness_503", "liveliness_500"}) as standin:
         results = run(standin, mode="engine", backends=[])
     assert not failed(results)
-    assert results["x-api-key"]["status"] == "n/a"
     assert "health" in results
     assert "health: liveliness" not in results
 
@@ -207,7 +208,7 @@ def test_table_lines_up() -> None:
     assert len(lines) == len(results) + 4
     at = lines[0].index("status")
     assert {line[at:].split()[0] for line in lines[2:-2]} == {"passed", "failed"}
-    assert lines[-1] == "21 passed, 1 failed, 0 n/a, 0 skipped"
+    assert lines[-1] == "23 passed, 1 failed, 0 n/a, 0 skipped"
     assert serving_checks.failures(results) == [
         "FAILED models: not listed: local-claude-coder",
         "  response body:",

@@ -65,6 +65,8 @@ def test_nothing_else_listens(host: Any) -> None:
 SECRET_FILES = [
     ("/etc/modelhost/vllm/coder.env", "root", "root", 0o600),
     ("/etc/modelhost/vllm/coder.key", "root", "root", 0o600),
+    ("/etc/modelhost/vllm/accepted/coder/keys", "root", "vllm", 0o640),
+    ("/opt/modelhost/vllm/share/guard/modelhost_engine_guard.py", "root", "root", 0o644),
     ("/etc/modelhost/litellm/litellm.env", "root", "root", 0o600),
     ("/etc/modelhost/litellm/keys/demo", "root", "root", 0o600),
     ("/etc/modelhost/litellm/keys/verify", "root", "root", 0o600),

@@ -1,0 +1,174 @@
+"""Modules that write secrets: what is in the files, and that nobody else reads them at any instant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.modelhost.serving.plugins.modules import engine_key
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Runs a module and writes down the mode that a file has after every call that may make it or change it.
+WATCHED = """
+import os, runpy, stat, sys
+module, target, log = sys.argv[1:4]
+del sys.argv[1:]
+os.umask(0o022)
+
+def watch(name):
+    real = getattr(os, name)
+    def watched(*arguments, **more):
+        result = real(*arguments, **more)
+        if os.path.exists(target):
+            with open(log, "a") as handle:
+                handle.write("%o\\n" % stat.S_IMODE(os.stat(target).st_mode))
+        return result
+    setattr(os, name, watched)
+
+for name in ("open", "rename", "replace", "link", "chmod", "lchmod", "chown"):
+    if hasattr(os, name):
+        watch(name)
+runpy.run_path(module, run_name="__main__")
+"""
+
+
+def run(name: str, watched: tuple[Path, Path] | None = None, check: bool = False, **arguments: Any) -> dict[str, Any]:
+    """A module run as Ansible does it; watched: a file, and where its modes are written down."""
+    arguments["_ansible_check_mode"] = check
+    program = str(ROOT / "plugins/modules" / f"{name}.py")
+    command = ["-c", WATCHED, program, *map(str, watched)] if watched else [program]
+    done = subprocess.run(
+        [sys.executable, *command],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}), capture_output=True, text=True, check=False,
+        env={**os.environ, "_ANSIBLE_TEST": "1", "PYTHONPATH": str(ROOT / ".collections")},
+    )  # fmt: skip
+    result: dict[str, Any] = json.loads(done.stdout or "{}")
+    result["_text"] = done.stdout + done.stderr
+    return result
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_text().strip().encode()).hexdigest()
+
+
+@pytest.mark.parametrize("final", ["0600", "0640"])
+def test_a_new_secret_is_nobody_elses_from_its_first_instant(tmp_path: Path, final: str) -> None:
+    path, log = tmp_path / "secret", tmp_path / "log"
+    assert run("secret_file", (path, log), path=str(path), mode=final)["changed"]
+    modes = log.read_text().split()
+    assert len(modes) >= 2
+    assert set(modes) <= {"600", final[1:]}, modes
+    assert mode(path) == int(final, 8)
+    # And not in between, when it is written again.
+    log.unlink()
+    assert run("secret_file", (path, log), path=str(path), mode=final, content="sk-another")["changed"]
+    assert set(log.read_text().split()) <= {"600", final[1:]}
+
+
+def test_so_are_hashes_and_engines_keys(tmp_path: Path) -> None:
+    keys, log = tmp_path / "keys", tmp_path / "log"
+    keys.mkdir()
+    (keys / "alice").write_text("sk-alice\n")
+    path = tmp_path / "hashes.json"
+    users = [{"name": "alice", "models": []}]
+    common: dict[str, Any] = {"keys_dir": str(keys), "models": [], "users": users, "mode": "0640"}
+    assert run("litellm_key_hashes", (path, log), path=str(path), **common)["changed"]
+    assert set(log.read_text().split()) <= {"600", "640"}
+    log.unlink()
+    key = tmp_path / "coder.key"
+    assert run("engine_key", (key, log), path=str(key), accepted=str(tmp_path / "accepted"))["changed"]
+    assert set(log.read_text().split()) == {"600"}
+
+
+class Engine:
+    """The two files of an engine's key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key, self.accepted = folder / "coder.key", folder / "keys"
+
+    def run(self, state: str, check: bool = False) -> bool:
+        done = run("engine_key", check=check, path=str(self.key), accepted=str(self.accepted), state=state)
+        assert "accepted" in done, done
+        if self.key.exists():
+            assert self.key.read_text().strip() not in done["_text"]
+        assert "sk-" not in done["_text"]
+        return bool(done["changed"])
+
+    @property
+    def hashes(self) -> list[str]:
+        return self.accepted.read_text().split()
+
+
+def test_a_key_is_made_once_and_opens_the_engine(tmp_path: Path) -> None:
+    engine = Engine(tmp_path)
+    assert engine.run("present", check=True)
+    assert not engine.key.exists()
+    assert engine.run("present")
+    assert engine.hashes == [digest(engine.key)]
+    assert len(engine.key.read_text()) > 40
+    assert (mode(engine.key), mode(engine.accepted)) == (0o600, 0o600)
+    assert not engine.run("present")
+    assert not engine.run("settled")
+
+
+def test_a_key_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    engine = Engine(tmp_path)
+    engine.key.write_text("sk-" + "a" * 40 + "\n")
+    before = digest(engine.key)
+    assert engine.run("present")
+    assert engine.hashes == [before] == [digest(engine.key)]
+
+
+def test_a_rotation_leaves_no_moment_without_a_good_key(tmp_path: Path) -> None:
+    engine = Engine(tmp_path)
+    engine.run("present")
+    old = digest(engine.key)
+    assert engine.run("rotated", check=True)
+    assert (digest(engine.key), engine.hashes) == (old, [old])
+    assert engine.run("rotated")
+    new = digest(engine.key)
+    assert new != old
+    assert engine.hashes == [old, new]
+    # The ordinary flow in between takes neither away, and broken off it is begun again.
+    assert not engine.run("present")
+    assert engine.run("rotated")
+    assert engine.hashes == [old, new, digest(engine.key)]
+    assert engine.run("settled")
+    assert engine.hashes == [digest(engine.key)]
+    assert not engine.run("settled")
+
+
+def test_hashes_come_before_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that reads the new key at once must not be refused."""
+    key, hashes = engine_key.wanted("rotated", "sk-old", [])
+    assert hashes == [engine_key.digest("sk-old"), engine_key.digest(key)]
+    written: list[str] = []
+    monkeypatch.setattr(engine_key.secret_text, "write", lambda _module, path, _text: written.append(Path(path).name))
+
+    class Module:
+        check_mode = False
+
+        def __init__(self, **_more: Any) -> None:
+            self.params = {"path": str(tmp_path / "key"), "accepted": str(tmp_path / "hashes"), "state": "rotated",
+                           "group": None}  # fmt: skip
+
+        def set_fs_attributes_if_different(self, _arguments: Any, changed: bool) -> bool:
+            return changed
+
+        def exit_json(self, **_result: Any) -> None:
+            return None
+
+    monkeypatch.setattr(engine_key, "AnsibleModule", Module)
+    engine_key.main()
+    assert written == ["hashes", "key"]
