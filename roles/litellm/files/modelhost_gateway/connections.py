@@ -7,10 +7,11 @@ its headers byte by byte, would be held for ever.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 #: Seconds until the headers of a request must have come, twice this at most.
-HEADER_SECONDS = 30.0
+HEADER_SECONDS = float(os.environ.get("MODELHOST_HEADER_TIMEOUT", 30))
 
 
 def waiting(protocol: Any) -> bool:

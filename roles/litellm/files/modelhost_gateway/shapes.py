@@ -122,6 +122,15 @@ REFUSED_PATTERN = re.compile(
 )
 
 
+def all_names(shape: Shape, known: set[int] | None = None) -> set[str]:
+    """Every name that stands on a list or below it."""
+    known = set() if known is None else known
+    if not isinstance(shape, Fields) or id(shape) in known:
+        return set()
+    known.add(id(shape))
+    return set(shape.names).union(*(all_names(below, known) for below in shape.names.values()))
+
+
 class Seen:
     """What was taken out, by route and name: counted, and logged once."""
 
