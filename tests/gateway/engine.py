@@ -46,6 +46,24 @@ FIRST_EVENT = {
     },
 }  # fmt: skip
 
+CHUNK = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+STREAMS: dict[str, list[dict[str, Any]]] = {
+    "/v1/chat/completions": [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"content": 'a "usage"'}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ],
+    "/v1/messages": [
+        {"type": "message_start", "message": {**ANSWERS["/v1/messages"], "content": [], "stop_reason": None}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+         "usage": {"output_tokens": 7}},
+        {"type": "message_stop"},
+    ],
+}  # fmt: skip
+
 
 @dataclass
 class Asked:
@@ -122,9 +140,27 @@ class Engine:
             await reader.read(1)
             asked.gone.set()
             return False
+        if asked.body and asked.body.get("stream") and path in STREAMS:
+            self._stream(writer, asked)
+            await writer.drain()
+            return True
         self._whole(writer, 200, ANSWERS.get(path, {"recorded": path}))
         await writer.drain()
         return True
+
+    def _stream(self, writer: asyncio.StreamWriter, asked: Asked) -> None:
+        events = list(STREAMS[asked.path])
+        if (asked.body.get("stream_options") or {}).get("include_usage"):
+            events.append({"choices": [], "usage": USAGE})
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for event in events:
+            name = b"event: %s\n" % event["type"].encode() if "type" in event else b""
+            content = event if name else {**CHUNK, **event}
+            line = name + b"data: %s\n\n" % json.dumps(content).encode()
+            writer.write(b"%x\r\n%s\r\n" % (len(line), line))
+        if not asked.path.endswith("messages"):
+            writer.write(b"e\r\ndata: [DONE]\n\n\r\n")
+        writer.write(b"0\r\n\r\n")
 
     def _whole(self, writer: asyncio.StreamWriter, status: int, content: Any) -> None:
         raw = json.dumps(content).encode()

@@ -56,7 +56,7 @@ class Sent:
     raw: bytes
     #: What the application behind was given: scope and body; None if it was not asked.
     inner: tuple[dict[str, Any], bytes] | None
-    #: How many pieces of the body were taken.
+    #: How many pieces of the body were taken before the answer.
     taken: int
 
     @property
@@ -109,7 +109,7 @@ def ask(
         head.append((b"authorization", key.encode("utf-8", "surrogatepass")))
     head = [item for item in head if item[0] not in {name for name, _ in more or ()}] + (more or [])
     seen: list[Any] = []
-    taken = 0
+    taken = before = 0
     out: list[dict[str, Any]] = []
 
     async def run() -> None:
@@ -122,6 +122,9 @@ def ask(
             raise AssertionError
 
         async def send(message: dict[str, Any]) -> None:
+            nonlocal before
+            if not out:
+                before = taken
             out.append(message)
 
         scope = {"type": "http", "method": method, "path": path, "headers": head, "query_string": query}
@@ -133,7 +136,7 @@ def ask(
         dict(out[0]["headers"]),
         b"".join(item.get("body", b"") for item in out[1:]),
         seen[0] if seen else None,
-        taken,
+        before,
     )
 
 
@@ -502,6 +505,19 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     assert caught.value.status == 408
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_what_a_refused_client_still_sends_is_thrown_away_for_a_while(known: bool) -> None:
+    taken = 0
+
+    async def endless() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+
+    asyncio.run(body.Bodies(1 << 20, 60).discard(endless, known))
+    assert taken * 1000 < (5 << 20 if known else 2 << 20)
+
+
 def test_bodies_together_are_bounded() -> None:
     reader = body.Bodies(1000, 60)
     reader.held = 7999
@@ -783,3 +799,28 @@ def test_lists_are_data_that_hold_together() -> None:
         (b"host", b"gateway"),
     ]
     assert fields.MAX_CHOICES >= 1
+
+
+def test_usage_that_was_not_asked_for_is_for_the_meter_alone(store: Any) -> None:
+    stream = [
+        b'data: {"choices": [{"delta": {"content": "\\"usage\\""}}]}\n\ndata: {"choi',
+        b'ces": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}\n\n',
+        b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+    gate = Gate()
+    request = {"model": "model-b", "messages": [], "stream": True, "stream_options": {"include_obfuscation": False}}
+    sent = ask(
+        store,
+        ALICE,
+        path="/v1/chat/completions",
+        content=request,
+        limits=gate,
+        answer=parts(200, b"text/event-stream", *stream),
+    )
+    assert sent.body["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+    assert sent.raw == (
+        b'data: {"choices": [{"delta": {"content": "\\"usage\\""}}]}\n\n'
+        b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    )
+    assert ("settle", 3, 4) in gate.told

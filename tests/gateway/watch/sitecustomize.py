@@ -7,10 +7,12 @@ import types
 
 # uvloop connects without Python's audit events; the loop that Python brings has them.
 _loop = types.ModuleType("uvloop")
-_loop.new_event_loop = asyncio.new_event_loop
-_loop.Loop = asyncio.SelectorEventLoop
-_loop.EventLoopPolicy = asyncio.DefaultEventLoopPolicy
-_loop.install = lambda: None
+vars(_loop).update(
+    new_event_loop=asyncio.new_event_loop,
+    Loop=asyncio.SelectorEventLoop,
+    EventLoopPolicy=asyncio.DefaultEventLoopPolicy,
+    install=lambda: None,
+)
 sys.modules["uvloop"] = _loop
 
 _record = os.open(os.environ["WATCH_FILE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -13,6 +13,8 @@ MAX_DEPTH = 100
 #: Commas, brackets and braces of a request, wherever they stand. Each value that json makes costs some 60 bytes, and
 #: each is announced by one of them: so this bounds the memory. A prompt of 200,000 tokens has less, whatever it is of.
 MAX_MARKS = 500_000
+#: Without a key: what is thrown away at most, so that a person with a wrong key reads why, and for how long.
+DISCARD_BYTES, DISCARD_SECONDS = 1 << 20, 1.0
 #: Bodies that are being read at one time, in units of the largest one that is allowed.
 MAX_TOGETHER = 8
 
@@ -60,6 +62,22 @@ class Bodies:
             ) from None
         finally:
             self.held -= sum(map(len, parts))
+
+    async def discard(self, receive: Any, known: bool) -> None:
+        """Throw away what a refused client is still sending, for a while.
+
+        It has its answer already; but a client whose connection is cut while it sends may not look at the answer.
+        """
+        left = 4 * self.max_bytes if known else DISCARD_BYTES
+        try:
+            async with asyncio.timeout(self.seconds if known else DISCARD_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        return
+                    left -= len(message.get("body", b""))
+        except TimeoutError:
+            return
 
     def _too_large(self) -> Refused:
         return bad_request(

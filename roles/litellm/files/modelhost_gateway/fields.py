@@ -205,9 +205,7 @@ CHAT = Fields(
         "chat_template_kwargs": TEMPLATE_ARGUMENTS,
     }
 )
-COMPLETIONS = Fields(
-    {**_SAMPLING, **_COMPLETING, **scalars("prompt suffix best_of"), "response_format": _RESPONSE_FORMAT}
-)
+COMPLETIONS = Fields({**_SAMPLING, **_COMPLETING, **scalars("prompt suffix best_of")})
 RESPONSE_TOOL = Fields(
     {
         **scalars(

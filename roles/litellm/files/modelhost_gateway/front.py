@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from . import body, headers, routes
@@ -38,6 +39,17 @@ class Request:
     raw: bytes = b""
     model: str = ""
     max_tokens: int | None = None
+    hide_usage: bool = False
+
+
+@dataclass
+class Entry:
+    """How far a request has come."""
+
+    #: The key was good.
+    known: bool = False
+    #: There is no body, or all of it was taken.
+    taken: bool = False
 
 
 class Front:
@@ -68,20 +80,20 @@ class Front:
             return
         path, method = scope["path"].rstrip("/"), scope["method"]
         answer = Answer(send, routes.is_anthropic(path, scope["headers"]))
-        whole_body_read = method in ("GET", "HEAD")
+        entry = Entry(taken=method in ("GET", "HEAD"))
         try:
-            if whole_body_read and routes.PROBES.fullmatch(path):
+            if entry.taken and routes.PROBES.fullmatch(path):
                 probe = {**scope, "method": "GET", "query_string": b"", "headers": headers.handed_on((), None)}
                 await self.inner(probe, _nothing, answer)
                 return
-            request = await self.let_in(scope, receive)
-            whole_body_read = True
+            request = await self.let_in(scope, receive, entry)
             await self.hand_on(request, scope, receive, answer)
         except Refused as refusal:
             self.journal.line(
                 "refused with %d" % refusal.status, "%s %s from %s: %s", method, path, _client(scope), refusal.message
             )
-            await answer.refuse(refusal, close=not whole_body_read)
+            rest = None if entry.taken else partial(self.bodies.discard, receive, entry.known)
+            await answer.refuse(refusal, rest)
         except body.ClientGone:
             return
         except Exception as error:
@@ -89,7 +101,7 @@ class Front:
             LOG.error("%s %s: %s: %s", method, ascii(path[:200]), type(error).__name__, ascii(str(error)[:500]))
             await answer.broken()
 
-    async def let_in(self, scope: dict, receive: Any) -> Request:
+    async def let_in(self, scope: dict, receive: Any, entry: Entry) -> Request:
         """The request, checked; Refused if it may not pass."""
         path, method = scope["path"], scope["method"]
         route = routes.find(method, path)
@@ -103,6 +115,7 @@ class Front:
         found = headers.single(scope["headers"])
         # Before anything of the body is read: it costs nothing to be turned away.
         user = owner(self.store, headers.key(found))
+        entry.known = True
         if route.fields is None:
             if route.model:
                 check_model(user, route.model, self.store.known)
@@ -110,10 +123,12 @@ class Front:
         if b"model=" in scope.get("query_string", b""):
             raise bad_request("Name the model in the body, not in the address.", "model")
         length = headers.body_length(found)
-        content = body.parse(await self.bodies.read(length, receive))
-        content = Walk(route.path, self.seen).top(content, route.fields)
+        sent = await self.bodies.read(length, receive)
+        entry.taken = True
+        content = Walk(route.path, self.seen).top(body.parse(sent), route.fields)
         check_model(user, content.get("model"), self.store.known)
         routes.check_amounts(route, content)
+        hide_usage = routes.ask_for_usage(route, content)
         raw = body.written(content)
         return Request(
             user,
@@ -122,6 +137,7 @@ class Front:
             raw,
             content["model"],
             routes.max_tokens(content),
+            hide_usage,
         )
 
     async def hand_on(self, request: Request, scope: dict, receive: Any, answer: Answer) -> None:
@@ -147,6 +163,7 @@ class Front:
         )
         try:
             answer.meter = admission.settle
+            answer.hide_usage = request.hide_usage
             await self.attend(scope, request.raw, receive, answer)
         finally:
             admission.release()

@@ -52,6 +52,43 @@ class Meter:
                 self.settle(*self.told)
 
 
+class WithoutUsage:
+    """Takes out of a stream of chat completions the usage that the client has not asked for."""
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def feed(self, part: bytes, last: bool) -> bytes:
+        """The next piece of the stream -> what the client gets of it."""
+        *events, self.held = (self.held + part).split(b"\n\n")
+        if last or len(self.held) > MAX_LINE:
+            rest, self.held = self.held, b""
+        else:
+            rest = b""
+        return b"".join(map(self._event, events)) + rest
+
+    def _event(self, event: bytes) -> bytes:
+        if event.startswith(b"data: {") and b'"usage"' in event:
+            try:
+                content = json.loads(event[6:])
+            except (ValueError, RecursionError):
+                content = {}
+            if content.pop("usage", None):
+                if not any(_says_something(choice) for choice in content.get("choices") or ()):
+                    return b""
+                event = b"data: " + json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+        return event + b"\n\n"
+
+
+def _says_something(choice: Any) -> bool:
+    """Whether a choice of a chunk holds more than an empty frame."""
+    if not isinstance(choice, dict):
+        return True
+    delta = choice.get("delta")
+    said = delta.values() if isinstance(delta, dict) else (choice.get("text"),)
+    return bool(choice.get("finish_reason") or any(said))
+
+
 def _below(content: Any, name: str) -> dict[str, Any]:
     found = content.get(name) if isinstance(content, dict) else None
     return found if isinstance(found, dict) else {}

@@ -84,6 +84,18 @@ def check_amounts(route: Route, body: dict[str, Any]) -> None:
         raise bad_request("`input` holds more than %d texts. Send several requests." % fields.MAX_INPUTS, "input")
 
 
+def ask_for_usage(route: Route, body: dict[str, Any]) -> bool:
+    """Have the engine name the tokens of a stream too; True if the client did not ask for it, and must not see it."""
+    if route.path not in ("/v1/chat/completions", "/v1/completions") or body.get("stream") is not True:
+        return False
+    options = body.get("stream_options")
+    options = options if isinstance(options, dict) else {}
+    if options.get("include_usage"):
+        return False
+    body["stream_options"] = {**options, "include_usage": True}
+    return True
+
+
 def _texts(value: Any) -> int:
     """How many texts a prompt is: a list of numbers is one text, in tokens."""
     if not isinstance(value, list):
