@@ -730,11 +730,14 @@ def project(inputs: Inputs) -> Project:
     }
     config = litellm_config.config(backends, gateway_settings(inputs.gateway, asked))
     clients = client_files(inputs, backends, asked)
-    hook = ROOT / "roles/litellm/files/modelhost_gateway.py"
+    hook = ROOT / "roles/litellm/files/modelhost_gateway"
     files = {
         "docker-compose.yml": head(inputs) + as_yaml(document),
         "litellm/config/config.yaml": "# Written by the export; see docker-compose.yml.\n" + as_yaml(config),
-        "litellm/lib/modelhost_gateway.py": hook.read_text(encoding="utf-8"),
+        **{
+            f"litellm/lib/modelhost_gateway/{file.name}": file.read_text(encoding="utf-8")
+            for file in sorted(hook.glob("*.py"))
+        },
         **shipped_files(inputs, engines, entries),
         **clients,
         # Whoever keeps the project in a repository does not want its keys there.

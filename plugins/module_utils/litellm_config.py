@@ -42,6 +42,8 @@ OWNED = {
         "num_retries": "litellm_retries",
         "timeout": "litellm_request_timeout",
         "stream_timeout": "litellm_stream_timeout",
+        "allowed_fails": "litellm_cooldown",
+        "allowed_fails_policy": "litellm_cooldown",
         "cooldown_time": "litellm_cooldown",
         "disable_cooldowns": "litellm_cooldown",
     },
@@ -90,7 +92,7 @@ def environment_name(backend: dict[str, Any]) -> str:
     return f"BACKEND_KEY_{readable}_{hashlib.sha256(plain.encode()).hexdigest()[:6].upper()}"
 
 
-def deployment(name: str, backend: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def deployment(name: str, backend: dict[str, Any], settings: dict[str, Any], cooldown: int) -> dict[str, Any]:
     """One item of model_list."""
     info: dict[str, Any] = {
         # Stable, so that what is counted for a deployment survives a restart.
@@ -100,6 +102,8 @@ def deployment(name: str, backend: dict[str, Any], settings: dict[str, Any]) -> 
     }
     if settings["messages_route"] == "native":
         info["supported_endpoints"] = list(NATIVE_ENDPOINTS)
+    if cooldown:
+        info["modelhost_cooldown"] = cooldown
     if backend.get("max_model_len"):
         info["max_input_tokens"] = int(backend["max_model_len"])
         info["max_tokens"] = int(backend["max_model_len"])
@@ -131,18 +135,14 @@ def config(backends: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str
         cooldown = 5 if replicas else 0
     router: dict[str, Any] = {
         "num_retries": retries,
+        # modelhost_gateway.replicas decides which engine is passed over, by what stands in model_info.
+        "disable_cooldowns": True,
         # A slow engine is not made faster by asking twice.
         "retry_policy": {"TimeoutErrorRetries": 0, "BadRequestErrorRetries": 0},
     }
-    if cooldown:
-        # At the first failure, so that the next try goes to another engine.
-        router |= {"cooldown_time": cooldown, "allowed_fails": 0}
-    else:
-        # A lone engine in cool-down answers 429 although it is long back.
-        router["disable_cooldowns"] = True
     result: dict[str, Any] = {
         "model_list": [
-            deployment(name, backend, settings)
+            deployment(name, backend, settings, cooldown)
             for name, instance in names.items()
             for backend in backends
             if backend["instance"] == instance

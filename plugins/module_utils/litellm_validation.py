@@ -39,6 +39,8 @@ KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
 #: Kept equal to the role's defaults by a test.
 PORT = 4000
 BIND_ADDRESS = "127.0.0.1"
+#: Least and most that `litellm_max_request_bytes` may be.
+REQUEST_BYTES = (1 << 20, 256 << 20)
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*\*?")
 #: Environment variables that the role or LiteLLM's start sets, with what to set instead.
 OWNED_ENVIRONMENT = {
@@ -49,6 +51,8 @@ OWNED_ENVIRONMENT = {
     "LITELLM_WORKER_STARTUP_HOOKS": "remove it: the check of users' keys starts by it",
     "MODELHOST_USAGE": "remove it: it names the file of users' counters",
     "MODELHOST_KEY_HASHES": "remove it: it names the file of users' keys",
+    "MODELHOST_MAX_REQUEST_BYTES": "set litellm_max_request_bytes",
+    "MODELHOST_BODY_TIMEOUT": "set litellm_body_timeout",
     "PYTHONPATH": "remove it: the check of users' keys is found by it",
     "PORT": "set litellm_port",
     "HOST": "set litellm_bind_address",
@@ -309,10 +313,27 @@ def number_problems(host: str, variables: Any) -> list[dict[str, Any]]:
                 "set a number from 1024 to 65535; usual are 4000 and 8080",
             )
         )
-    for name in ("litellm_request_timeout", "litellm_stream_timeout", "litellm_start_timeout"):
+    for name in (
+        "litellm_request_timeout",
+        "litellm_stream_timeout",
+        "litellm_start_timeout",
+        "litellm_body_timeout",
+    ):
         value = _number(variables.get(name))
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             found.append(problem(host, name, value, "this is no number of seconds", "set a whole number above 0"))
+    size = _number(variables.get("litellm_max_request_bytes"))
+    low, high = REQUEST_BYTES
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not low <= size <= high):
+        found.append(
+            problem(
+                host,
+                "litellm_max_request_bytes",
+                size,
+                "Claude Code's first request alone has about 100 KB, and the gateway holds several bodies in memory",
+                f"set a number of bytes from {low} to {high}",
+            )
+        )
     return found
 
 

@@ -704,6 +704,19 @@ class Checks:
                 raise CheckFailed("the message gives a backend's address away", answer.text)
         return "HTTP %d, names the model" % answer.status
 
+    def foreign_field(self):
+        if not self.gateway:
+            raise NotApplicable("the gateway looks at fields, an engine does not")
+        name = self.params["models"][0]["name"]
+        # Port 9 of the host itself: were it used after all, nobody else would be asked.
+        body = {"model": name, "max_tokens": 8, "messages": user("hello"), "api_base": "http://127.0.0.1:9"}
+        answer = self.client.ask("POST", "/v1/chat/completions", body)
+        if answer.status != 400:
+            raise CheckFailed("a field that names another server got HTTP %d, not 400" % answer.status, answer.text)
+        if "api_base" not in answer.text:
+            raise CheckFailed("the message does not name the field", answer.text)
+        return "HTTP 400, names the field"
+
     def plain(self, api, model, stream):
         turn = api.ask(model["name"], user(prompt(CHAT_PROMPT, model, "@say " + CHAT_ANSWER)), stream=stream)
         expect_end(api, turn)
@@ -810,6 +823,7 @@ class Checks:
         plan.append(("unknown model: chat", "", (), {}, lambda: self.unknown_model("/v1/chat/completions")))
         plan.append(("unknown model: messages", "", ("messages",), first,
                      lambda: self.unknown_model("/v1/messages")))  # fmt: skip
+        plan.append(("foreign field", "", (), {}, self.foreign_field))
         for model in self.params["models"]:
             name, can = model["name"], model["capabilities"]
             for api in (self.openai, self.anthropic):

@@ -212,6 +212,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.has("hang"):
             self.standin.release.wait()
             return None
+        if "api_base" in body and not self.has("foreign_field_accepted"):
+            name = "a field" if self.has("foreign_field_unnamed") else "'api_base'"
+            return self.error(400, name + " is not accepted here")
         if self.has("post_500"):
             return self.error(500, "engine core is dead, key was " + KEY)
         known = body.get("model") == self.standin.model

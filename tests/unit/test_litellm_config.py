@@ -89,13 +89,16 @@ def test_the_same_instance_on_two_hosts_makes_replicas() -> None:
         "http://h2:8000/v1",
     ]
     assert rendered["router_settings"]["num_retries"] == 2
-    assert rendered["router_settings"]["cooldown_time"] == 5
+    assert {item["model_info"]["modelhost_cooldown"] for item in rendered["model_list"]} == {5}
+    # LiteLLM's own would count what clients cause, and could leave a model without any engine.
+    assert rendered["router_settings"]["disable_cooldowns"] is True
 
 
 def test_a_lone_engine_is_not_tried_again_nor_put_aside() -> None:
-    router = config([backend("h1", "coder")])["router_settings"]
-    assert router["num_retries"] == 0
-    assert router["disable_cooldowns"] is True
+    rendered = config([backend("h1", "coder")])
+    assert rendered["router_settings"]["num_retries"] == 0
+    assert rendered["router_settings"]["disable_cooldowns"] is True
+    assert not any("modelhost_cooldown" in item["model_info"] for item in rendered["model_list"])
 
 
 def test_ids_of_deployments_differ() -> None:

@@ -75,6 +75,8 @@ MUTATIONS: dict[str, set[str]] = {
     "unknown_model_500": UNKNOWN,
     "unknown_model_unnamed": UNKNOWN,
     "unknown_model_leaks": UNKNOWN,
+    "foreign_field_accepted": {"foreign field"},
+    "foreign_field_unnamed": {"foreign field"},
     "garbled_utf8": PLAIN | STREAMED | TOOLS,
     "empty_answers": PLAIN | STREAMED | TOOLS | PARALLEL | {"prompt cache", "first token"},
     "usage_zero": PLAIN | STREAMED | {"prompt cache"},
@@ -101,7 +103,7 @@ def test_right_answers_pass() -> None:
     with serving_standin.Standin() as standin:
         results = run(standin)
     assert {result["status"] for result in results.values()} == {"passed"}, results
-    assert len(results) == 24
+    assert len(results) == 25
 
 
 def test_right_answers_pass_without_script() -> None:

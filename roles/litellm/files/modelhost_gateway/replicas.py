@@ -1,0 +1,43 @@
+"""Which engines of a replicated model are passed over for a while.
+
+LiteLLM's own cool-down also counts answers 401, 404, 408 and 429, for which a client can be the cause, and can leave
+a model without any engine. Here only an engine counts that cannot be reached or fails itself, for all its names at
+once, and the last one is never passed over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def engine(info: Any) -> str:
+    """The engine of a deployment: its id is <host>/<instance>/<name>."""
+    return "/".join(str((info or {}).get("id", "")).split("/")[:2])
+
+
+def is_engines_fault(error: BaseException) -> bool:
+    """Whether an error says something about the engine rather than about the request."""
+    status = getattr(error, "status_code", None)
+    return isinstance(status, int) and status >= 500
+
+
+class Replicas:
+    """Remembers failures of engines."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._until: dict[str, float] = {}
+
+    def failed(self, info: Any, error: BaseException) -> None:
+        """A try at this deployment ended with this error."""
+        seconds = (info or {}).get("modelhost_cooldown") or 0
+        if seconds and engine(info) and is_engines_fault(error):
+            self._until[engine(info)] = self.clock() + seconds
+
+    def standing(self, deployments: list[Any]) -> list[Any]:
+        """Those that may be asked now; all of them if none would be left."""
+        now = self.clock()
+        left = [item for item in deployments if self._until.get(engine(item.get("model_info")), 0.0) <= now]
+        return left or deployments
