@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import Refused
+from .limits import Allowance
 
 LOG = logging.getLogger("modelhost.gateway")
 
@@ -77,6 +78,11 @@ class KeyStore:
         return owner
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Everybody who has a key."""
+        return tuple(user.name for user in self._users)
+
+    @property
     def known(self) -> tuple[str, ...]:
         """Every model name of this gateway."""
         return self._known
@@ -84,6 +90,8 @@ class KeyStore:
 
 def _user(item: dict[str, Any]) -> User:
     limits = dict(item.get("limits") or {})
+    # A limit that is none makes the file a bad one: nobody shall be without limits by a slip.
+    Allowance.of(limits)
     expires = item.get("expires")
     return User(
         str(item["name"]),

@@ -7,9 +7,12 @@ import os
 from typing import Any
 
 from . import connections
+from .errors import Refused
 from .front import USER, Front
 from .keys import KeyStore, User
+from .limits import Limits
 from .replicas import Replicas
+from .usage import Usage
 
 LOG = logging.getLogger("modelhost.gateway")
 
@@ -121,6 +124,19 @@ def _make_chooser() -> Any:
     return Chooser()
 
 
+def _write_down_at_the_end(limits: Limits) -> None:
+    """LiteLLM calls its shutdown event when the last request has ended; a process that SIGTERM ends runs no atexit."""
+    from litellm.proxy import proxy_server
+
+    end = proxy_server.proxy_shutdown_event
+
+    async def write_down_and_end(*arguments: Any, **options: Any) -> None:
+        limits.close()
+        await end(*arguments, **options)
+
+    proxy_server.proxy_shutdown_event = write_down_and_end
+
+
 def set_up() -> None:
     """Called by LiteLLM in each worker before it serves."""
     import litellm
@@ -133,7 +149,9 @@ def set_up() -> None:
         app.middleware_stack = app.build_middleware_stack()
     store = KeyStore(KEY_FILE)
     store.refresh()
-    app.middleware_stack = Front(app.middleware_stack, store, max_bytes=MAX_BYTES, body_seconds=BODY_SECONDS)
+    limits = Limits(Refused, usage=Usage(users=lambda: store.names))
+    app.middleware_stack = Front(app.middleware_stack, store, limits, max_bytes=MAX_BYTES, body_seconds=BODY_SECONDS)
+    _write_down_at_the_end(limits)
     counter = _make_counter()
     VLLMModelInfo.get_token_counter = lambda _self: counter
     litellm.callbacks.append(_make_chooser())
