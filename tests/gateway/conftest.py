@@ -118,6 +118,7 @@ def role_environment(state: Path) -> dict[str, str]:
         "PYTHONPATH": f"{HERE / 'watch'}:{ROOT / 'roles/litellm/files'}",
         "HOME": str(state),
         "MODELHOST_KEY_HASHES": str(state / "key_hashes.json"),
+        "MODELHOST_USAGE": str(state / "usage.json"),
         "MODELHOST_MAX_REQUEST_BYTES": str(MAX_BYTES),
         "MODELHOST_BODY_TIMEOUT": str(BODY_TIMEOUT),
         "LITELLM_LOG": "WARNING",
