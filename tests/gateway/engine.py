@@ -38,14 +38,6 @@ ANSWERS: dict[str, Any] = {
         "usage": {"prompt_tokens": 5, "total_tokens": 5},
     },
 }  # fmt: skip
-FIRST_EVENT = {
-    "/v1/messages": {"type": "message_start", "message": {**ANSWERS["/v1/messages"], "content": []}},
-    "/v1/chat/completions": {
-        "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
-        "choices": [{"index": 0, "delta": {"role": "assistant", "content": "a"}, "finish_reason": None}],
-    },
-}  # fmt: skip
-
 CHUNK = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 STREAMS: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [
@@ -132,11 +124,8 @@ class Engine:
                 return True
         if "@hang" in text:
             if asked.body.get("stream") and "@hang after headers" in text:
-                event = b"data: %s\n\n" % json.dumps(FIRST_EVENT[path]).encode()
-                writer.write(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-                )
-                writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+                # More than one: LiteLLM holds the first back until it has seen another, or until its first ping.
+                self._events(writer, STREAMS[asked.path][:3])
             await reader.read(1)
             asked.gone.set()
             return False
@@ -152,15 +141,17 @@ class Engine:
         events = list(STREAMS[asked.path])
         if (asked.body.get("stream_options") or {}).get("include_usage"):
             events.append({"choices": [], "usage": USAGE})
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-        for event in events:
-            name = b"event: %s\n" % event["type"].encode() if "type" in event else b""
-            content = event if name else {**CHUNK, **event}
-            line = name + b"data: %s\n\n" % json.dumps(content).encode()
-            writer.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self._events(writer, events)
         if not asked.path.endswith("messages"):
             writer.write(b"e\r\ndata: [DONE]\n\n\r\n")
         writer.write(b"0\r\n\r\n")
+
+    def _events(self, writer: asyncio.StreamWriter, events: list[dict[str, Any]]) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for event in events:
+            name = b"event: %s\n" % event["type"].encode() if "type" in event else b""
+            line = name + b"data: %s\n\n" % json.dumps(event if name else {**CHUNK, **event}).encode()
+            writer.write(b"%x\r\n%s\r\n" % (len(line), line))
 
     def _whole(self, writer: asyncio.StreamWriter, status: int, content: Any) -> None:
         raw = json.dumps(content).encode()

@@ -210,7 +210,7 @@ def test_table_lines_up() -> None:
     assert len(lines) == len(results) + 4
     at = lines[0].index("status")
     assert {line[at:].split()[0] for line in lines[2:-2]} == {"passed", "failed"}
-    assert lines[-1] == "23 passed, 1 failed, 0 n/a, 0 skipped"
+    assert lines[-1] == "24 passed, 1 failed, 0 n/a, 0 skipped"
     assert serving_checks.failures(results) == [
         "FAILED models: not listed: local-claude-coder",
         "  response body:",
