@@ -396,9 +396,14 @@ def test_only_engines_that_fail_are_passed_over_and_never_all() -> None:
     chosen.failed(opus[0]["model_info"], Answered(500))
     assert chosen.standing(opus) == [opus[1]]
     assert chosen.standing(deployments[2:]) == [deployments[3]]  # the same engine by another name
+    now[0] = 1
     chosen.failed(opus[1]["model_info"], Answered(503))
+    assert chosen.standing(opus) == [opus[0]]  # another try goes to the other one
+    assert chosen.standing(opus[1:]) == opus[1:]
+    chosen.failed(opus[0]["model_info"], Answered(503))
     assert chosen.standing(opus) == opus
-    now[0] = 6
+    assert chosen.standing([]) == []
+    now[0] = 7
     assert chosen.standing(opus) == opus
 
 

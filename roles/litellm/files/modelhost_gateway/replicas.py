@@ -2,7 +2,7 @@
 
 LiteLLM's own cool-down also counts answers 401, 404, 408 and 429, for which a client can be the cause, and can leave
 a model without any engine. Here only an engine counts that cannot be reached or fails itself, for all its names at
-once, and the last one is never passed over.
+once, and one is always left.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Replicas:
             self._until[engine(info)] = self.clock() + seconds
 
     def standing(self, deployments: list[Any]) -> list[Any]:
-        """Those that may be asked now; all of them if none would be left."""
-        now = self.clock()
-        left = [item for item in deployments if self._until.get(engine(item.get("model_info")), 0.0) <= now]
-        return left or deployments
+        """Those that may be asked now; if none would be left, all but the one that has failed last."""
+        until = [self._until.get(engine(item.get("model_info")), 0.0) for item in deployments]
+        bound = self.clock()
+        if until and min(until) > bound:
+            bound = sorted(until)[-2:][0]
+        return [item for item, moment in zip(deployments, until, strict=True) if moment <= bound]
