@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ sys.dont_write_bytecode = True
 init_plugin_loader([str(ROOT / ".collections")])
 
 from engine import Engine  # noqa: E402 - the path is set above
+from patience import HANGS, wait_until  # noqa: E402 - the path is set above
 
 PYTHON = ROOT / ".cache/gateway-venv/bin/python"
 KEYS = {"alice": "sk-" + "alice" * 8, "bob": "sk-" + "bob" * 12}
@@ -84,7 +84,7 @@ class Gateway:
         method: str = "POST",
         headers: dict[str, str] | None = None,
         raw: bytes | None = None,
-        timeout: float = 60,
+        timeout: float = HANGS,
     ) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         sent = {"content-type": "application/json"} if method == "POST" else {}
@@ -99,7 +99,7 @@ class Gateway:
             connection.close()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=HANGS)
 
     def contacted(self) -> set[str]:
         """Every address that the process has looked up or connected to."""
@@ -135,14 +135,15 @@ def free_port() -> int:
 
 
 def wait_ready(gateway: Gateway) -> None:
-    while True:
+    def ready() -> bool:
         if gateway.process.poll() is not None:
             pytest.exit("the gateway ended at its start:\n" + gateway.journal.read_text()[-5000:], 1)
         try:
-            if gateway.send("/health/readiness", method="GET", user=None).status == 200:
-                return
+            return gateway.send("/health/readiness", method="GET", user=None).status == 200
         except OSError:
-            time.sleep(0.1)
+            return False
+
+    wait_until(ready, lambda: "the gateway is ready:\n" + gateway.journal.read_text()[-5000:])
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +194,7 @@ def gateway() -> Iterator[Gateway]:
             yield running
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(HANGS)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import anthropic
 import openai
 import pytest
 from conftest import KEYS, Gateway
+from patience import HANGS
 
 MODEL = "local-claude-big"
 
@@ -16,14 +17,14 @@ MODEL = "local-claude-big"
 @pytest.fixture
 def claude(gateway: Gateway) -> anthropic.Anthropic:
     return anthropic.Anthropic(
-        api_key=KEYS["alice"], base_url=f"http://127.0.0.1:{gateway.port}", max_retries=0, timeout=60
+        api_key=KEYS["alice"], base_url=f"http://127.0.0.1:{gateway.port}", max_retries=0, timeout=HANGS
     )
 
 
 @pytest.fixture
 def openai_client(gateway: Gateway) -> openai.OpenAI:
     return openai.OpenAI(
-        api_key=KEYS["alice"], base_url=f"http://127.0.0.1:{gateway.port}/v1", max_retries=0, timeout=60
+        api_key=KEYS["alice"], base_url=f"http://127.0.0.1:{gateway.port}/v1", max_retries=0, timeout=HANGS
     )
 
 

@@ -13,7 +13,7 @@ import http.client, json, sys
 
 def ask(method, path, headers):
     # One connection for each: a refusal closes it.
-    connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", 8000)
     body = b"{}" if method in ("POST", "PUT", "PATCH") else None
     connection.request(method, path, body, {"Content-Type": "application/json", **headers})
     answer = connection.getresponse()
