@@ -143,6 +143,8 @@ def test_a_project_with_vllm_is_sound_and_says_what_the_unit_says(model: str, te
         accelerator_flags=compose.plan.accelerator_flags()[given.kind],
         machine=given.machine,
         environment=compose.engine_environment(),
+        # The unit of a container, which has its kernels: a virtual environment's start takes longer.
+        runtimes={"coder": "docker"},
     )
     service = made.document["services"]["engine-coder"]
     argv = [argument.replace("$$", "$") for argument in service["command"]]
