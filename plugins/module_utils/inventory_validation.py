@@ -201,7 +201,10 @@ def wired_problems(host: str, own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def group_problems(groups: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """A missing group of engines, and groups whose name is nearly one that means something."""
+    """No hosts, a missing group of engines, and groups whose name is nearly one that means something."""
+    if not groups.get("all"):
+        fix = "name an inventory that has hosts, with -i; inventories/prod is an example to copy"
+        return [problem("inventory", "hosts", None, "the inventory has no hosts, so there is nothing to do", fix)]
     found = []
     for name, members in groups.items():
         if name in (*GROUPS, "all", "ungrouped"):

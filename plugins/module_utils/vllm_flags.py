@@ -150,9 +150,9 @@ def argv(flags: dict[str, Any], kinds: dict[str, str]) -> list[str]:
                 elif kind == "boolean":
                     line.append("--no-" + option[2:])
             else:
-                line += [option, json.dumps(value)]
+                line += [option, as_json(value)]
         elif isinstance(value, dict):
-            line += [option, json.dumps(value, ensure_ascii=False, separators=(",", ":"))]
+            line += [option, as_json(value)]
         elif isinstance(value, (list, tuple)):
             if kind == "append":
                 for item in value:
@@ -160,7 +160,7 @@ def argv(flags: dict[str, Any], kinds: dict[str, str]) -> list[str]:
             elif kind == "list":
                 line += [option, *(text(item) for item in value)]
             else:
-                line += [option, json.dumps(list(value), ensure_ascii=False, separators=(",", ":"))]
+                line += [option, as_json(list(value))]
         elif text(value).startswith("-"):
             # argparse would take a value that begins with a dash for the next option.
             line.append(f"{option}={text(value)}")
@@ -169,10 +169,15 @@ def argv(flags: dict[str, Any], kinds: dict[str, str]) -> list[str]:
     return line
 
 
+def as_json(value: Any) -> str:
+    """JSON as short as it gets. YAML reads an unquoted date as a date, which is meant as it was written."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
 def text(value: Any) -> str:
     """One value as a command line holds it."""
     if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return as_json(value)
     if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
         return str(value)
     return str(value)

@@ -59,7 +59,7 @@ def gpus(count: int, memory_gib: float = 80, **more: Any) -> dict[str, Any]:
         "bandwidth": 3350e9, "flops": 989e12, "fp8_flops": 1979e12,
     }  # fmt: skip
     devices = [{**device, "index": index, **more} for index in range(count)]
-    return {"kind": "cuda", "isa": [], "compute_capability": 9.0, "devices": devices}
+    return {"kind": "cuda", "isa": [], "compute_capability": 9.0, "devices": devices, "memory_nodes": 1}
 
 
 def nodes(count: int, memory_gib: float, isa: tuple[str, ...] = ("avx2",)) -> dict[str, Any]:
@@ -71,7 +71,13 @@ def nodes(count: int, memory_gib: float, isa: tuple[str, ...] = ("avx2",)) -> di
         }
         for index in range(count)
     ]  # fmt: skip
-    return {"kind": "cpu", "isa": list(isa), "compute_capability": 0.0, "devices": devices}
+    return {
+        "kind": "cpu",
+        "isa": list(isa),
+        "compute_capability": 0.0,
+        "devices": devices,
+        "memory_nodes": len(devices),
+    }
 
 
 # What vLLM 0.32.0's own code says of these layers (v1/core/kv_cache_utils.py): bytes of a block, and the tokens that
