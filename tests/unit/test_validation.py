@@ -186,7 +186,7 @@ def test_all_hosts_in_one_report(tmp_path: Path) -> None:
     code, out = playbook(tmp_path, inventory, "site.yml")
     assert code != 0
     for line in (
-        "7 problem(s) in the inventory. No host was contacted.",
+        "8 problem(s) in the inventory. No host was contacted.",
         "one, two: vllm_flags.swap_space = 4",
         "one: vllm_instances[0].model = 'loopbak'",
         "one, two: vllm_bind_address = '127.0.0.1'",
