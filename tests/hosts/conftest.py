@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report  # type: ignore[return-value]
 
 
+#: What the units of a host with one NUMA node do not see (vllm_flags.hidden_paths).
+NODES = ("/sys/devices/system/node",)
+
+
 class SideEngine:
     """One more engine on the host, in a transient unit, for tests that need other flags than the site's."""
 
@@ -82,8 +86,13 @@ class SideEngine:
         command = ["docker", "exec", self.container, "journalctl", "--no-pager", "-o", "cat", "-u", self.unit]
         return run(*command).stdout
 
-    def start(self, arguments: list[str], port: int, environment: dict[str, str] | None = None) -> None:
-        """Run `vllm serve` with these arguments as the engines' account; back when it answers on its port."""
+    def start(
+        self, arguments: list[str], port: int, environment: dict[str, str] | None = None, hidden: Iterable[str] = NODES
+    ) -> None:
+        """Run `vllm serve` with these arguments as the engines' account; back when it answers on its port.
+
+        hidden: folders of the host that it does not see, as in its unit.
+        """
         settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": "/tmp", "VLLM_HOST_IP": "127.0.0.1"}
         settings |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_CACHE_ROOT": "/tmp/modelhost-side", **(environment or {})}
         command = [
@@ -91,6 +100,7 @@ class SideEngine:
             f"--unit={self.unit}",
             "--uid=vllm",
             *(f"--setenv={k}={v}" for k, v in settings.items()),
+            *(f"--property=InaccessiblePaths={path}" for path in hidden),
         ]
         run("docker", "exec", self.container, *command, "/opt/modelhost/vllm/current/bin/vllm", "serve", *arguments)
 
