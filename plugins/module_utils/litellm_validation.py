@@ -53,6 +53,7 @@ OWNED_ENVIRONMENT = {
     "MODELHOST_KEY_HASHES": "remove it: it names the file of users' keys",
     "MODELHOST_MAX_REQUEST_BYTES": "set litellm_max_request_bytes",
     "MODELHOST_BODY_TIMEOUT": "set litellm_body_timeout",
+    "GRACEFUL_SHUTDOWN_TIMEOUT": "set litellm_stop_timeout",
     "PYTHONPATH": "remove it: the check of users' keys is found by it",
     "PORT": "set litellm_port",
     "HOST": "set litellm_bind_address",

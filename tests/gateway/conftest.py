@@ -1,4 +1,4 @@
-"""One gateway for the whole suite: three engines, of which two are replicas, and two users."""
+"""One gateway for the whole suite: three engines, of which two are replicas, two users, and some with limits."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ from patience import HANGS, wait_until  # noqa: E402 - the path is set above
 
 PYTHON = ROOT / ".cache/gateway-venv/bin/python"
 KEYS = {"alice": "sk-" + "alice" * 8, "bob": "sk-" + "bob" * 12}
+#: Users with limits, each for one test, which uses them up.
+LIMITED: dict[str, dict[str, int]] = {
+    "twice": {"requests_per_minute": 2},
+    "tokens": {"tokens_per_minute": 20},
+    "single": {"max_parallel_requests": 1},
+}
+KEYS |= {name: "sk-" + name * 8 for name in LIMITED}
 #: Short times, so that tests of them end; all else is as the role has it.
 BODY_TIMEOUT, HEADER_TIMEOUT, COOLDOWN, MAX_BYTES = 3, 2, 600, 4 << 20
 
@@ -61,6 +68,7 @@ class Gateway:
     stranger: Engine
     journal: Path
     watch: Path
+    usage: Path
     engine_keys: dict[str, str]
     engines: list[Engine] = field(init=False)
 
@@ -121,6 +129,7 @@ def role_environment(state: Path) -> dict[str, str]:
         "MODELHOST_USAGE": str(state / "usage.json"),
         "MODELHOST_MAX_REQUEST_BYTES": str(MAX_BYTES),
         "MODELHOST_BODY_TIMEOUT": str(BODY_TIMEOUT),
+        "GRACEFUL_SHUTDOWN_TIMEOUT": "1",
         "LITELLM_LOG": "WARNING",
     }
     assert {name for name, value in own.items() if "{{" in value} <= set(given)
@@ -164,7 +173,11 @@ def gateway() -> Iterator[Gateway]:
         "default_instance": "coder", "messages_route": "native", "drop_params": True, "request_timeout": 1800,
         "stream_timeout": 1800, "retries": -1, "cooldown": COOLDOWN,
     }  # fmt: skip
-    users = [{"name": "alice"}, {"name": "bob", "models": ["big"]}]
+    users = [
+        {"name": "alice"},
+        {"name": "bob", "models": ["big"]},
+        *({"name": name, **limits} for name, limits in LIMITED.items()),
+    ]
     access = litellm_config.access(users, backends, "coder")
     for user in access["users"]:
         user["sha256"] = hashlib.sha256(KEYS[user["name"]].encode()).hexdigest()
@@ -188,7 +201,10 @@ def gateway() -> Iterator[Gateway]:
                 [*map(str, command), "--port", str(port), "--num_workers", "1"],
                 cwd=state, env=environment, stdout=journal, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        running = Gateway(port, process, coder, big, stranger, state / "journal", state / "contacted", engine_keys)
+        running = Gateway(
+            port, process, coder, big, stranger, state / "journal", state / "contacted", state / "usage.json",
+            engine_keys,
+        )  # fmt: skip
         try:
             wait_ready(running)
             yield running

@@ -136,6 +136,10 @@ def test_4_a_users_own_errors_take_no_engine_away(gateway: Gateway, path: str) -
     for word in ("@401", "@404"):
         for _ in range(3):
             gateway.send(path, request_for(path, word, "local-claude-coder"))
+    # LiteLLM's own code fails at these, with a 500 and without asking an engine.
+    for content in (5, [1]):
+        strange = {"model": "local-claude-coder", "max_tokens": 5, "messages": [{"role": "user", "content": content}]}
+        gateway.send("/v1/chat/completions", strange)
     gateway.clear()
     for _ in range(30):
         assert gateway.send(path, request_for(path, model="local-claude-coder")).status == 200
@@ -211,6 +215,15 @@ def test_11_refusals_have_the_clients_shape(gateway: Gateway, user: str | None, 
         if user:
             assert next(iter(more)) in reply.message
     assert gateway.journal.stat().st_size - written < 2000
+
+
+@pytest.mark.parametrize("path", GENERATING)
+def test_11_what_is_no_number_or_too_much_goes_no_further(gateway: Gateway, path: str) -> None:
+    stops = "stop_sequences" if path == "/v1/messages" else "stop"
+    for more in ('"temperature": 1e999', '"temperature": NaN', '"%s": %s' % (stops, json.dumps(["x"] * 1025))):
+        reply = gateway.send(path, raw=(json.dumps(request_for(path))[:-1] + "," + more + "}").encode())
+        assert reply.status == 400, reply.raw
+    assert not gateway.asked
 
 
 def test_11_forms_and_empty_bodies_are_answered_in_shape(gateway: Gateway) -> None:

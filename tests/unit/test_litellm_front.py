@@ -127,17 +127,20 @@ def test_what_a_refused_client_still_sends_is_thrown_away_for_a_while(known: boo
     assert taken * 1000 < (5 << 20 if known else 2 << 20)
 
 
-def test_bodies_together_are_bounded() -> None:
+@pytest.mark.parametrize("held", [{"others": 7999}, {"one": 3999}])
+def test_bodies_together_and_of_one_user_are_bounded(held: dict[str, int]) -> None:
     reader = body.Bodies(1000, 60)
-    reader.held = 7999
+    reader.held.update(held)
 
     async def part() -> dict[str, Any]:
         return {"type": "http.request", "body": b"xx"}
 
     with pytest.raises(errors.Refused) as caught:
-        asyncio.run(reader.read(2, part))
+        asyncio.run(reader.read(2, part, "one"))
     assert (caught.value.status, caught.value.retry_after) == (503, 2)
-    assert reader.held == 7999
+    assert reader.held == held
+    assert asyncio.run(reader.read(2, part, "another")) == b"xx" if "one" in held else True
+    assert reader.held == held
 
 
 def test_a_prompt_of_200_000_tokens_passes(store: Any) -> None:
@@ -375,9 +378,14 @@ def test_a_client_that_leaves_ends_the_work(store: Any, started: bool) -> None:
 
 
 class Answered(Exception):
-    def __init__(self, status_code: int) -> None:
+    """What LiteLLM makes of an error: its own class, with what was at the beginning as its cause."""
+
+    def __init__(self, status_code: int, module: str | None = "httpx") -> None:
         super().__init__(status_code)
         self.status_code = status_code
+        inner = type("Inner", (Exception,), {"__module__": module or "builtins"})()
+        self.__cause__ = RuntimeError()
+        self.__cause__.__context__ = inner
 
 
 def test_only_engines_that_fail_are_passed_over_and_never_all() -> None:
@@ -391,7 +399,8 @@ def test_only_engines_that_fail_are_passed_over_and_never_all() -> None:
     opus = deployments[:2]
     for status in (400, 401, 404, 408, 413, 429):
         chosen.failed(opus[0]["model_info"], Answered(status))
-    chosen.failed(opus[0]["model_info"], ValueError())
+    for own in (ValueError(), Answered(500, None), Answered(500, "httpxy")):
+        chosen.failed(opus[0]["model_info"], own)
     assert chosen.standing(opus) == opus
     chosen.failed(opus[0]["model_info"], Answered(500))
     assert chosen.standing(opus) == [opus[1]]

@@ -190,6 +190,12 @@ def test_replicas_that_are_all_away_are_said_alike() -> None:
 
 
 def test_a_slow_engine_names_the_variables() -> None:
+    for wrapped in (
+        "litellm.InternalServerError: InternalServerError: OpenAIException - Error code: 500 - broken\n\nLiteLLM: model"
+        " group 'x' failed with the error above.",
+        "Invalid request format: litellm.APIConnectionError: APIConnectionError: Hosted_vllmException - broken",
+    ):
+        assert errors.plain(500, wrapped) == (500, "broken")
     status, message = errors.plain(408, "litellm.Timeout: Timeout Error: Hosted_vllmException - Connection timed out.")
     assert status == 504
     assert "litellm_request_timeout" in message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any
 
 from .errors import Refused, bad_request
@@ -15,8 +16,9 @@ MAX_DEPTH = 100
 MAX_MARKS = 500_000
 #: Without a key: what is thrown away at most, so that a person with a wrong key reads why, and for how long.
 DISCARD_BYTES, DISCARD_SECONDS = 1 << 20, 1.0
-#: Bodies that are being read at one time, in units of the largest one that is allowed.
-MAX_TOGETHER = 8
+#: Bodies that are being read at one time, in units of the largest one that is allowed; and those of one user, who may
+#: send them slowly.
+MAX_TOGETHER, MAX_OF_ONE = 8, 4
 
 
 class Bodies:
@@ -25,9 +27,10 @@ class Bodies:
     def __init__(self, max_bytes: int, seconds: float) -> None:
         self.max_bytes = max_bytes
         self.seconds = seconds
-        self.held = 0
+        #: Bytes that are held, by user.
+        self.held: Counter[str] = Counter()
 
-    async def read(self, length: int | None, receive: Any) -> bytes:
+    async def read(self, length: int | None, receive: Any, user: str = "") -> bytes:
         """The whole body; refused as soon as a bound is passed, without reading on."""
         if length is not None and length > self.max_bytes:
             raise self._too_large()
@@ -43,14 +46,17 @@ class Bodies:
                     size += len(part)
                     if size > self.max_bytes:
                         raise self._too_large()
-                    if self.held + len(part) > MAX_TOGETHER * self.max_bytes:
+                    if (
+                        self.held.total() + len(part) > MAX_TOGETHER * self.max_bytes
+                        or self.held[user] + len(part) > MAX_OF_ONE * self.max_bytes
+                    ):
                         raise Refused(
                             503,
                             "overloaded_error",
                             "The gateway is reading too many large requests at the moment. Try again in a moment.",
                             retry_after=2,
                         )
-                    self.held += len(part)
+                    self.held[user] += len(part)
                     parts.append(part)
                     if not message.get("more_body"):
                         return b"".join(parts)
@@ -61,7 +67,9 @@ class Bodies:
                 status=408,
             ) from None
         finally:
-            self.held -= sum(map(len, parts))
+            self.held[user] -= sum(map(len, parts))
+            # Those who send nothing are not remembered.
+            self.held += Counter()
 
     async def discard(self, receive: Any, known: bool) -> None:
         """Throw away what a refused client is still sending, for a while.
@@ -129,4 +137,7 @@ def _too_deep() -> Refused:
 
 def written(content: dict[str, Any]) -> bytes:
     """The bytes that go on: made anew, so that everyone behind reads what was checked."""
-    return json.dumps(content, separators=(",", ":")).encode("ascii")
+    try:
+        return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except ValueError:
+        raise bad_request("The request's body has a number that is too large, such as 1e999.") from None

@@ -23,7 +23,7 @@ ANTHROPIC_TYPES = {
 
 #: How LiteLLM wraps what an engine answered.
 _WRAPPED = re.compile(
-    r"^(?:[\w.]+: )*Hosted_vllmException - (.*?)"
+    r"^(?:Invalid request format: )?(?:[\w.]+: )*(?:Hosted_vllm|OpenAI)Exception - (?:Error code: \d+ - )?(.*?)"
     r"(?:\n+(?:Deployment Info:|LiteLLM: model group).*)?$",
     re.DOTALL,
 )

@@ -24,6 +24,9 @@ def whole(names: str) -> dict[str, Shape]:
 
 #: Choices (`n`, `best_of`) times prompts of one request: each costs as much as a request of its own.
 MAX_CHOICES = 4
+#: What the engine looks through at each token of an answer, and the entries that each of them may have.
+REPEATED = ("allowed_token_ids", "bad_words", "logit_bias", "stop", "stop_sequences", "stop_token_ids")
+MAX_REPEATED = 1024
 #: Texts of one request for embeddings: what the public definition allows.
 MAX_INPUTS = 2048
 

@@ -123,7 +123,7 @@ class Front:
         if b"model=" in scope.get("query_string", b""):
             raise bad_request("Name the model in the body, not in the address.", "model")
         length = headers.body_length(found)
-        sent = await self.bodies.read(length, receive)
+        sent = await self.bodies.read(length, receive, user.name)
         entry.taken = True
         content = Walk(route.path, self.seen).top(body.parse(sent), route.fields)
         check_model(user, content.get("model"), self.store.known)

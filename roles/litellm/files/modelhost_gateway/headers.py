@@ -51,7 +51,8 @@ def single(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 def key(found: dict[bytes, bytes]) -> str | None:
     """The key that was sent, by either header."""
     bearer = found.get(b"authorization", b"").decode("latin-1")
-    if bearer[:7].lower() == "bearer ":
+    # Nothing may follow: a client without a token writes the word all the same.
+    if bearer[:7].lower() in ("bearer", "bearer "):
         bearer = bearer[7:].strip()
     other = found.get(b"x-api-key", b"").decode("latin-1")
     if bearer and other and bearer != other:

@@ -18,9 +18,25 @@ def engine(info: Any) -> str:
 
 
 def is_engines_fault(error: BaseException) -> bool:
-    """Whether an error says something about the engine rather than about the request."""
+    """Whether an error says something about the engine rather than about the request.
+
+    LiteLLM makes a 500 of whatever goes wrong in its own code too, for instance at a message that is a number. What an
+    engine has caused comes from the library that speaks HTTP with it.
+    """
     status = getattr(error, "status_code", None)
-    return isinstance(status, int) and status >= 500
+    return isinstance(status, int) and status >= 500 and _comes_from_the_wire(error)
+
+
+def _comes_from_the_wire(error: BaseException | None) -> bool:
+    """Whether an error of the HTTP client stands at the beginning of this one. An earlier try's does not count: it is
+    the context of an error that has a cause of its own."""
+    for _ in range(10):
+        if error is None:
+            return False
+        if type(error).__module__.partition(".")[0] in ("aiohttp", "httpcore", "httpx"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Replicas:

@@ -62,7 +62,17 @@ def is_anthropic(path: str, headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 def check_amounts(route: Route, body: dict[str, Any]) -> None:
-    """Bound what one request asks for several times over."""
+    """Bound what one request asks for several times over, and refuse what would not be read alike by all behind."""
+    if not isinstance(body.get("stream"), (bool, type(None))):
+        # LiteLLM and the engine take "true" and 1 each in its own way; the answer would end in an error and a log.
+        raise bad_request("`stream` is neither true nor false.", "stream")
+    messages = body.get("messages", [])
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise bad_request("`messages` is not a list of objects.", "messages")
+    for name in fields.REPEATED:
+        value = body.get(name)
+        if isinstance(value, (list, dict)) and len(value) > fields.MAX_REPEATED:
+            raise bad_request("`%s` has more than %d entries." % (name, fields.MAX_REPEATED), name)
     choices = 1
     for name in ("n", "best_of"):
         value = body.get(name)
@@ -90,10 +100,8 @@ def ask_for_usage(route: Route, body: dict[str, Any]) -> bool:
         return False
     options = body.get("stream_options")
     options = options if isinstance(options, dict) else {}
-    if options.get("include_usage"):
-        return False
     body["stream_options"] = {**options, "include_usage": True}
-    return True
+    return options.get("include_usage") is not True
 
 
 def _texts(value: Any) -> int:
