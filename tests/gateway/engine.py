@@ -54,6 +54,11 @@ STREAMS: dict[str, list[dict[str, Any]]] = {
          "usage": {"output_tokens": 7}},
         {"type": "message_stop"},
     ],
+    "/v1/responses": [
+        {"type": "response.created", "sequence_number": 0,
+         "response": {**ANSWERS["/v1/responses"], "status": "in_progress", "output": []}},
+        {"type": "response.completed", "sequence_number": 1, "response": ANSWERS["/v1/responses"]},
+    ],
 }  # fmt: skip
 
 

@@ -147,8 +147,14 @@ def test_a_prompt_of_200_000_tokens_passes(store: Any) -> None:
     text = 'if (a[0] == b[1]) { return f(x, y, "z"); }\n' * 20_000
     content = {"model": "model-b", "messages": [{"role": "user", "content": text}]}
     assert ask(store, ALICE, content=content).body == content
-    tokens = {"model": "model-b", "prompt": list(range(200_000))}
-    assert ask(store, ALICE, path="/v1/completions", content=tokens).body == tokens
+    tokens = {"model": "model-b", "input": list(range(200_000))}
+    assert ask(store, ALICE, path="/v1/embeddings", content=tokens).body == tokens
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2], [3]]])
+def test_a_completion_of_tokens_is_refused_before_litellm_fails_at_it(store: Any, prompt: Any) -> None:
+    content = {"model": "model-b", "prompt": prompt}
+    assert "Send it as text" in refusal(store, ALICE, path="/v1/completions", content=content).message
 
 
 def test_lines_of_the_journal_are_bounded_and_not_forged(caplog: pytest.LogCaptureFixture) -> None:
@@ -231,7 +237,7 @@ def test_media_with_their_content_pass(store: Any) -> None:
         ("/v1/chat/completions", {"n": True}),
         ("/v1/completions", {"best_of": 16}),
         ("/v1/completions", {"prompt": ["a"] * 5}),
-        ("/v1/completions", {"prompt": [[1, 2]] * 3, "n": 2}),
+        ("/v1/completions", {"prompt": ["a"] * 3, "n": 2}),
         ("/v1/embeddings", {"input": ["a"] * 2049}),
     ],
 )

@@ -206,6 +206,8 @@ CHAT = Fields(
         "response_format": _RESPONSE_FORMAT,
         "thinking": Fields(scalars("type budget_tokens")),
         "chat_template_kwargs": TEMPLATE_ARGUMENTS,
+        # Texts that the model's template puts into the prompt.
+        "documents": Any_(),
     }
 )
 COMPLETIONS = Fields({**_SAMPLING, **_COMPLETING, **scalars("prompt suffix best_of")})

@@ -84,6 +84,8 @@ def check_amounts(route: Route, body: dict[str, Any]) -> None:
                 name,
             )
         choices = max(choices, value)
+    if route.path == "/v1/completions" and _in_tokens(body.get("prompt")):
+        raise bad_request("`prompt` is written in numbers of tokens. Send it as text.", "prompt")
     if route.path == "/v1/completions" and choices * _texts(body.get("prompt")) > fields.MAX_CHOICES:
         raise bad_request(
             "The request asks for more than %d answers (prompts times `n`). Send several requests."
@@ -109,6 +111,11 @@ def _texts(value: Any) -> int:
     if not isinstance(value, list):
         return 1
     return sum(1 for item in value if not isinstance(item, int)) or 1
+
+
+def _in_tokens(value: Any) -> bool:
+    """LiteLLM fails at such a prompt with 500, and repeats all of it in the message."""
+    return isinstance(value, list) and any(isinstance(item, (int, list)) for item in value)
 
 
 def max_tokens(body: dict[str, Any]) -> int | None:
