@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway_world import ALICE, BOB, ask, content, parts, refusal, user_of
-from modelhost_gateway import body, errors, fields, front, headers, journal, keys, metering, replicas, routes
+from modelhost_gateway import body, errors, fields, front, headers, journal, keys, metering, replicas, routes, turns
 
 
 @pytest.fixture
@@ -141,6 +142,48 @@ def test_bodies_together_and_of_one_user_are_bounded(held: dict[str, int]) -> No
     assert reader.held == held
     assert asyncio.run(reader.read(2, part, "another")) == b"xx" if "one" in held else True
     assert reader.held == held
+
+
+def test_one_users_bodies_take_turns_with_everybody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pauses, seen = [0.0], [], []
+
+    async def look_at(own: turns.Turns, user: str, seconds: float) -> None:
+        async with own.of(user):
+            seen.append(user)
+            clock[0] += seconds
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_later", lambda delay, call: pauses.append((delay, call)))
+        own = turns.Turns()
+        waiting = [asyncio.create_task(look_at(own, user, took)) for user, took in (("a", 3), ("a", 2), ("b", 1))]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert seen == ["a", "b"], "the second body of one user waits, that of another does not"
+        assert [delay for delay, _call in pauses] == [3, 1], "for as long as the first one took"
+        pauses.pop(0)[1]()
+        await asyncio.gather(*waiting)
+        assert seen == ["a", "b", "a"]
+        while pauses:
+            pauses.pop()[1]()
+        gc.collect()
+        assert not own._locks, "nobody is remembered"
+
+    monkeypatch.setattr(turns.time, "thread_time", lambda: clock[0])
+    asyncio.run(test())
+
+
+def test_a_refused_body_gives_its_turn_back(store: Any) -> None:
+    assert refusal(store, ALICE, raw=b"[").status == 400
+    own = turns.Turns()
+
+    async def test() -> None:
+        for _ in range(2):
+            with pytest.raises(errors.Refused):
+                async with own.of("a"):
+                    body.parse(b"[")
+
+    asyncio.run(test())
 
 
 def test_a_prompt_of_200_000_tokens_passes(store: Any) -> None:

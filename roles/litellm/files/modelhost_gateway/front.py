@@ -19,6 +19,7 @@ from .errors import Refused, bad_request
 from .journal import Journal
 from .keys import KeyStore, User, check_model, owner
 from .shapes import Seen, Walk
+from .turns import Turns
 
 LOG = logging.getLogger("modelhost.gateway")
 
@@ -67,6 +68,7 @@ class Front:
         self.store = store
         self.limits: Limits = limits or NoLimits()
         self.bodies = body.Bodies(max_bytes, body_seconds)
+        self.turns = Turns()
         self.seen = Seen()
         self.journal = Journal()
 
@@ -125,11 +127,12 @@ class Front:
         length = headers.body_length(found)
         sent = await self.bodies.read(length, receive, user.name)
         entry.taken = True
-        content = Walk(route.path, self.seen).top(body.parse(sent), route.fields)
-        check_model(user, content.get("model"), self.store.known)
-        routes.check_amounts(route, content)
-        hide_usage = routes.ask_for_usage(route, content)
-        raw = body.written(content)
+        async with self.turns.of(user.name):
+            content = Walk(route.path, self.seen).top(body.parse(sent), route.fields)
+            check_model(user, content.get("model"), self.store.known)
+            routes.check_amounts(route, content)
+            hide_usage = routes.ask_for_usage(route, content)
+            raw = body.written(content)
         return Request(
             user,
             route,
