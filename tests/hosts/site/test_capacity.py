@@ -115,7 +115,9 @@ def test_what_fits_starts(name: str, container: str, side_engine: SideEngine, fo
     assert foretold["fits"], foretold["why"]
 
     began = time.monotonic()
-    side_engine.start(found["argv"], PORT, found["environment"], found["hidden_paths"])
+    # The guard lets no engine start without a key.
+    environment = {**found["environment"], "VLLM_API_KEY": "sk-engine-of-a-test"}
+    side_engine.start(found["argv"], PORT, environment, found["hidden_paths"])
     text = side_engine.journal()
     tokens = int(re.findall(r"KV cache size: ([\d,]+) tokens", text)[-1].replace(",", ""))
     held = side_engine.resident()
