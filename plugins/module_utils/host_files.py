@@ -287,7 +287,7 @@ class Writer:
             os.symlink(item["target"], part)
             os.lchown(part, account(item, "owner", False), account(item, "group", False))
             return part
-        data = item.get("data")
+        data: bytes = item.get("data", b"")
         if item["kind"] == "secret":
             data = (item["generate"].replace("{}", secrets.token_urlsafe(SECRET_BYTES)) + "\n").encode()
         place = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
