@@ -70,25 +70,23 @@ def selection(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
+def families() -> dict[str, list[dict[str, Any]]]:
+    """The entries of each file of catalog/models/, by the file's name: the model itself, then its variants."""
+    files = sorted((ROOT / "catalog" / "models").glob("*.yml"))
+    return {path.stem: expand(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in files}
+
+
+@functools.cache
 def shipped() -> dict[str, dict[str, Any]]:
     """The entries that come with this project, by id."""
-    found = {}
-    for path in sorted((ROOT / "catalog" / "models").glob("*.yml")):
-        for entry in expand(yaml.safe_load(path.read_text(encoding="utf-8"))):
-            found[entry["id"]] = entry
-    return found
+    return {entry["id"]: entry for family in families().values() for entry in family}
 
 
 @functools.cache
 def preference() -> dict[str, int]:
     """How far down each model stands in catalog/preference.yml, its variants with it; the best is 0."""
     order = yaml.safe_load((ROOT / "catalog" / "preference.yml").read_text(encoding="utf-8"))
-    found = {}
-    for path in sorted((ROOT / "catalog" / "models").glob("*.yml")):
-        if path.stem in order:
-            for entry in expand(yaml.safe_load(path.read_text(encoding="utf-8"))):
-                found[entry["id"]] = order.index(path.stem)
-    return found
+    return {entry["id"]: order.index(name) for name, family in families().items() if name in order for entry in family}
 
 
 def entries(own: list[dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
