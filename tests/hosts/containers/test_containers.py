@@ -21,6 +21,10 @@ TOOL = {
 }
 
 
+#: Where a kernel says which NUMA nodes there are.
+NODES = "/sys/devices/system/node"
+
+
 def inside(container: str, script: str) -> str:
     """What a script prints that runs on the host."""
     done = subprocess.run(
@@ -93,11 +97,13 @@ def test_what_runs_is_the_image_with_the_rights_that_are_said(container: str) ->
         assert all(place.startswith(("/var/lib/modelhost/", "/var/cache/modelhost/")) for place in writable), writable
         assert "/var/lib/modelhost/models" not in " ".join(writable)
         if name == "vllm-coder":
-            # One NUMA node: the engine asks the machine how much memory there is. Its own view of the folder is looked at
-            # from outside: `docker exec` in a Docker within Docker needs rights that not every machine gives.
-            seen = f"/proc/{found['State']['Pid']}/root/sys/devices/system"
-            assert "memory" in inside(container, f"ls {seen}").split()
-            assert inside(container, f"ls -A {seen}/node") == ""
+            # One NUMA node: the engine asks the machine how much memory there is. A container is made for the look,
+            # because `docker exec` in a Docker within Docker needs rights that not every machine gives.
+            hidden = [mount for mount in rights["Mounts"] if mount["Target"] == NODES]
+            assert [mount["Type"] for mount in hidden] == ["tmpfs"]
+            look = f"docker run --rm --network none --mount type=tmpfs,target={NODES} --entrypoint ls {image} -A"
+            assert inside(container, f"{look} {NODES}") == ""
+            assert inside(container, f"ls -A {NODES}") != ""
         # Its processes hold none of these rights.
         status = inside(container, f"cat /proc/{found['State']['Pid']}/status")
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
