@@ -730,7 +730,7 @@ def project(inputs: Inputs) -> Project:
     }
     config = litellm_config.config(backends, gateway_settings(inputs.gateway, asked))
     clients = client_files(inputs, backends, asked)
-    hook = ROOT / "roles/litellm/files/modelhost_gateway"
+    hook = ROOT / "roles/litellm/files/opt/modelhost/litellm/lib/modelhost_gateway"
     files = {
         "docker-compose.yml": head(inputs) + as_yaml(document),
         "litellm/config/config.yaml": "# Written by the export; see docker-compose.yml.\n" + as_yaml(config),

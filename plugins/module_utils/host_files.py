@@ -176,6 +176,8 @@ def needed(item: Item, check: bool) -> list[str]:
         return (["target"] if os.readlink(path) != item["target"] else []) + attributes(item, check)
     if item["kind"] == "directory":
         return attributes(item, check, follow=True)
+    if stat.S_ISLNK(found.st_mode):
+        return ["content"]
     present = current(path)
     right = bool(present and present.strip()) if item["kind"] == "secret" else present == item["data"]
     return attributes(item, check) if right else ["content", *attributes(item, check)]
@@ -321,8 +323,8 @@ class Writer:
                         remove(os.path.join(folder, name))
 
     def make_directories(self, todo: list[Any]) -> None:
-        """Folders, those above first."""
-        for item, what in sorted(todo, key=lambda pair: pair[0]["path"]):
+        """Folders: made for root alone, then given away."""
+        for item, what in todo:
             with naming(item["path"]):
                 if "created" in what:
                     os.mkdir(item["path"], 0o700)
@@ -353,7 +355,12 @@ class Writer:
             raise Refused(problems)
         if not self.check:
             self.clear_parts()
-        todo = [(item, what) for item in self.items for what in [needed(item, self.check)] if what]
+        # Folders first, those above before those in them.
+        folders = sorted(
+            (item for item in self.items if item["kind"] == "directory"), key=lambda item: str(item["path"])
+        )
+        ordered = folders + [item for item in self.items if item["kind"] != "directory"]
+        todo = [(item, what) for item in ordered for what in [needed(item, self.check)] if what]
         rest = list(leftovers(self.items))
         if self.check:
             for item, what in todo:

@@ -47,6 +47,7 @@ WIRED = {
     "vllm_models_dir": "set model_store_dir, which both roles use",
     "vllm_facts": "remove it: preflight reads it from the host",
     "litellm_facts": "remove it: preflight reads it from the host",
+    "claude_code_facts": "remove it: preflight reads it from the host",
     "docker_engine_facts": "remove it: preflight reads it from the host",
     "docker_engine_wanted": "set vllm_runtime or litellm_runtime; only containers need Docker",
     "docker_engine_proxies": "set host_base_http_proxy, host_base_https_proxy and host_base_no_proxy",

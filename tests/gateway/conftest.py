@@ -21,7 +21,7 @@ from ansible.plugins.loader import init_plugin_loader
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT / "roles/litellm/files")]
+sys.path[:0] = [str(HERE), str(ROOT / "roles/litellm/files/opt/modelhost/litellm/lib")]
 sys.dont_write_bytecode = True
 init_plugin_loader([str(ROOT / ".collections")])
 
@@ -123,7 +123,7 @@ def role_environment(state: Path) -> dict[str, str]:
     """What the role gives the unit, with this suite's values for its variables."""
     own = yaml.safe_load((ROOT / "roles/litellm/vars/main.yml").read_text())["__litellm_own_environment"]
     given = {
-        "PYTHONPATH": f"{HERE / 'watch'}:{ROOT / 'roles/litellm/files'}",
+        "PYTHONPATH": f"{HERE / 'watch'}:{ROOT / 'roles/litellm/files/opt/modelhost/litellm/lib'}",
         "HOME": str(state),
         "MODELHOST_KEY_HASHES": str(state / "key_hashes.json"),
         "MODELHOST_USAGE": str(state / "usage.json"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/litellm/files"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/litellm/files/opt/modelhost/litellm/lib"))
 
 from modelhost_gateway import front
 

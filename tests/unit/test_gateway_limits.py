@@ -17,7 +17,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import litellm_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-FOLDER = Path(__file__).resolve().parents[2] / "roles/litellm/files/modelhost_gateway"
+FOLDER = Path(__file__).resolve().parents[2] / "roles/litellm/files/opt/modelhost/litellm/lib/modelhost_gateway"
 
 
 def load(name: str) -> Any:

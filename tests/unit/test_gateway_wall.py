@@ -39,7 +39,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     )
     plays = []
     for at, values in enumerate(CASES.values()):
-        render = {"src": str(role / "templates/venv.service.j2"), "dest": str(folder / str(at))}
+        render = {"src": str(role / "templates/etc/systemd/system/_venv.j2"), "dest": str(folder / str(at))}
         plays.append(
             {
                 "hosts": "localhost",

@@ -189,8 +189,10 @@ def templar(found: Any, name: str, **more: Any) -> Any:
         __litellm_container_image={"id": f"sha256:{'0' * 64}"},
     )
     variables.update(more)
+    templates = ROOT / "roles" / name / "templates"
+    folders = [str(path) for path in sorted([templates, *templates.rglob("*")]) if path.is_dir()]
     return Templar(loader=DataLoader(), variables=variables).copy_with_new_env(
-        searchpath=[str(ROOT / "roles" / name / "templates")], available_variables=variables
+        searchpath=folders, available_variables=variables
     )
 
 
@@ -334,7 +336,7 @@ def units(found: Any, runtime: str) -> dict[str, str]:
     for item in effective(found, **more):
         path = f"vllm@{item['name']}.service.d/instance.conf"
         files[path] = rendered(found, "vllm", "instance.conf.j2", item=item, **more)
-    files["litellm@.service"] = rendered(found, "litellm", "litellm@.service.j2", **more)
+    files["litellm@.service"] = rendered(found, "litellm", "etc/systemd/system/litellm@.service.j2", **more)
     return files
 
 
@@ -400,7 +402,7 @@ def test_engines_that_share_a_gpu_start_one_after_the_other() -> None:
 
 def test_units_that_protect_the_clock_need_no_devices() -> None:
     # Up to systemd 251 ProtectClock= shuts all devices out but those that every service gets.
-    protecting = [path for path in ROOT.glob("roles/*/templates/*.j2") if "ProtectClock=" in path.read_text()]
+    protecting = [path for path in ROOT.glob("roles/*/templates/**/*.j2") if "ProtectClock=" in path.read_text()]
     assert len(protecting) > 2
     for path in protecting:
         assert re.search(r"(?m)^PrivateDevices=yes$(?s:.*)^ProtectClock=yes$", path.read_text()), path
@@ -409,7 +411,7 @@ def test_units_that_protect_the_clock_need_no_devices() -> None:
 @each_case
 def test_its_gateway_knows_the_engine(name: str, setting: str) -> None:
     found = pages.site(name, setting)
-    text = rendered(found, "litellm", "config.yaml.j2")
+    text = rendered(found, "litellm", "etc/modelhost/litellm/config.yaml.j2")
     config = yaml.safe_load(text)
     names = {item["model_name"] for item in config["model_list"]}
     assert {"local-claude-coder", "claude-*", "opus", "sonnet", "haiku", "fable"} <= names

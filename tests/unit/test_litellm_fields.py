@@ -16,7 +16,7 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params, response_input_item_param, tool_param
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/litellm/files"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/litellm/files/opt/modelhost/litellm/lib"))
 
 from modelhost_gateway import fields, shapes
 
