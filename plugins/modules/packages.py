@@ -46,13 +46,10 @@ installed:
 
 
 def present(listing: str, architecture: str) -> set:
-    """Packages of this architecture that dpkg calls installed, from lines of state, architecture and name."""
-    found = set()
-    for line in listing.splitlines():
-        state, built_for, name = line.split()
-        if state == "installed" and built_for in (architecture, "all"):
-            found.add(name)
-    return found
+    """Packages of this architecture that dpkg calls installed, from lines of state, name and architecture."""
+    # dpkg knows no architecture of a package that it has only heard of.
+    lines = [line.split() for line in listing.splitlines()]
+    return {line[1] for line in lines if line[0] == "installed" and line[2] in (architecture, "all")}
 
 
 def main() -> None:
@@ -66,7 +63,7 @@ def main() -> None:
     )
     names = module.params["names"]
     _code, architecture, _err = module.run_command(["dpkg", "--print-architecture"], check_rc=True)
-    form = "${db:Status-Status} ${Architecture} ${Package}\\n"
+    form = "${db:Status-Status} ${Package} ${Architecture}\\n"
     code, listing, said = module.run_command(["dpkg-query", "--show", "--showformat", form, *names])
     # 1: dpkg does not know one of them.
     if code not in (0, 1):
