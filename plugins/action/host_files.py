@@ -30,8 +30,15 @@ FILE: dict[str, Any] = {
     "group": {"type": "str"},
     "mode": {"type": "str"},
     "directory_mode": {"type": "str", "default": "0755"},
+    "keep": {"type": "bool", "default": False},
     "prune": {"type": "str"},
     "validate": {"type": "str"},
+}
+#: Options of what a program makes from files.
+DERIVED: dict[str, Any] = {
+    "path": {"type": "path", "required": True},
+    "of": {"type": "list", "elements": "path", "required": True},
+    "command": {"type": "str", "required": True},
 }
 #: What an entry's file is made of; one of these at most.
 SOURCES = ("src", "content", "generate", "link")
@@ -77,6 +84,8 @@ def checked(entry: dict[str, Any]) -> dict[str, Any]:
         wrong = f"{' and '.join(given)} exclude each other"
     elif entry["state"] == "directory" and given:
         wrong = f"a folder has no {given[0]}; leave out state to copy a folder of the role"
+    elif entry["keep"] and entry["state"] != "directory":
+        wrong = "keep is for folders (state: directory)"
     elif entry.get("generate") is not None and "{}" not in entry["generate"]:
         wrong = "generate needs {} where the secret shall stand"
     elif entry.get("validate") and "%s" not in entry["validate"]:
@@ -129,7 +138,7 @@ class ActionModule(ActionBase):
             return [{**item, "kind": "absent"}]
         if entry["state"] == "directory":
             mode = octal(entry.get("mode") or "0755", path, "mode")
-            return [{**item, "kind": "directory", "mode": mode, "prune": entry.get("prune")}]
+            return [{**item, "kind": "directory", "mode": mode, "keep": entry["keep"], "prune": entry.get("prune")}]
         if entry.get("link") is not None:
             return [{**item, "kind": "link", "target": entry["link"]}]
         item["mode"] = octal(entry.get("mode") or ("0600" if secret else "0644"), path, "mode")
@@ -161,7 +170,10 @@ class ActionModule(ActionBase):
         """Collects the set and hands it to the host."""
         super().run(tmp, task_vars)
         _result, arguments = self.validate_argument_spec(
-            {"files": {"type": "list", "elements": "dict", "required": True, "options": FILE}}
+            {
+                "files": {"type": "list", "elements": "dict", "required": True, "options": FILE},
+                "derive": {"type": "list", "elements": "dict", "default": [], "options": DERIVED},
+            }
         )
         entries = [one for entry in arguments["files"] for one in of_each(entry)]
         items = [item for entry in entries for item in self._items(checked(entry), task_vars or {})]
@@ -173,8 +185,11 @@ class ActionModule(ActionBase):
             if "data" in item:
                 item["data"] = base64.b64encode(item["data"]).decode()
         payload = base64.b64encode(zlib.compress(json.dumps(items).encode())).decode()
+        rules = [{**rule, "command": shlex.split(rule["command"])} for rule in arguments["derive"]]
         result: dict[str, Any] = self._execute_module(
-            module_name="modelhost.serving.host_files_apply", module_args={"payload": payload}, task_vars=task_vars
+            module_name="modelhost.serving.host_files_apply",
+            module_args={"payload": payload, "derive": rules},
+            task_vars=task_vars,
         )
         # The arguments hold the contents.
         result.pop("invocation", None)

@@ -18,7 +18,7 @@ COMPONENTS = {
     "claude_code": "claude_code",
 }
 #: uv's lock is a plain file of host_base.
-UV_LOCK = "roles/host_base/files/uv.txt"
+UV_LOCK = "roles/host_base/files/etc/modelhost/uv.txt"
 
 
 def lock_path(component: str, versions: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ class Uv:
         if not (folder / "bin/uv").exists():
             run([sys.executable, "-m", "venv", str(folder)], "uv", "install python3-venv")
             install = [str(folder / "bin/pip"), "install", "--quiet", "--require-hashes", "--only-binary", ":all:"]
-            run([*install, "-r", str(root / "roles/host_base/files/uv.txt")], "uv", fix)
+            run([*install, "-r", str(root / "roles/host_base/files/etc/modelhost/uv.txt")], "uv", fix)
         return str(folder / "bin/uv")
 
     def wheels(self, lock: dict[str, Any], python: str, platform: dict[str, str], folder: str) -> list[File]:

@@ -235,7 +235,7 @@ def wheel_names(names: list[str]) -> set[tuple[str, version.Version]]:
     versions = yaml.safe_load(read("versions.yml"))
     locks = {bundle_pins.lock_path(name, versions) for name in names if name != "claude_code"}
     # Beside uv's: a pip that can install it, for old systems.
-    for path in sorted(locks | {"roles/host_base/files/pip.txt"}):
+    for path in sorted(locks | {"roles/host_base/files/etc/modelhost/pip.txt"}):
         for name, number in re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", read(path), re.M):
             found.add((str(utils.canonicalize_name(name)), version.Version(number)))
     return found

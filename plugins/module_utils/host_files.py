@@ -2,7 +2,7 @@
 """Brings a set of files of a host to what it should be. Goes to hosts: Python 3.8, standard library.
 
 An item is a dictionary: path, kind (`directory`, `file`, `secret`, `link`, `absent`), owner, group, mode (a number)
-and, by kind, data (bytes), generate, target, validate (arguments), prune (a pattern), hidden.
+and, by kind, data (bytes), generate, target, validate (arguments), keep, prune (a pattern), hidden.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import pwd
 import secrets
 import shutil
 import stat
-from typing import Any, Callable, Dict, Iterator  # noqa: UP035 (Python 3.8)
+from typing import Any, Callable, Dict, Iterable, Iterator  # noqa: UP035 (Python 3.8)
+
+from ansible_collections.modelhost.serving.plugins.module_utils import derived_files
 
 #: What an unfinished file is called. No program takes a file of this name for one of its settings.
 PART_PREFIX, PART_SUFFIX = ".modelhost-", ".part"
@@ -175,7 +177,7 @@ def needed(item: Item, check: bool) -> list[str]:
     if item["kind"] == "link":
         return (["target"] if os.readlink(path) != item["target"] else []) + attributes(item, check)
     if item["kind"] == "directory":
-        return attributes(item, check, follow=True)
+        return [] if item.get("keep") else attributes(item, check, follow=True)
     if stat.S_ISLNK(found.st_mode):
         return ["content"]
     present = current(path)
@@ -376,10 +378,19 @@ class Writer:
                     remove(path)
                 self.note({"path": path, "kind": "absent"}, ["removed"])
 
-    def finish(self) -> None:
-        """As `apply`; where it fails nothing unfinished stays, and the error says how far it came."""
+    def derive(self, rules: list[dict[str, Any]]) -> None:
+        """What programs make from these files, where it is older than they are."""
+        made, problem = derived_files.derive(rules, [each["path"] for each in self.changes], self.check, self.run)
+        for path in made:
+            self.note({"path": path, "kind": "derived"}, ["derived"])
+        if problem:
+            raise Refused([problem])
+
+    def finish(self, rules: Iterable[dict[str, Any]] = ()) -> None:
+        """As `apply` and `derive`; where it fails nothing unfinished stays, and the error says how far it came."""
         try:
             self.apply()
+            self.derive(list(rules))
         except Refused as error:
             error.changes = self.changes
             raise

@@ -84,6 +84,10 @@ options:
         description: Octal mode of the folders of a copied folder.
         type: str
         default: "0755"
+      keep:
+        description: Leave owner and mode of a folder that is there as they are. Only with O(files[].state=directory).
+        type: bool
+        default: false
       prune:
         description: >-
           In a folder, or in a copied folder and all folders below it, remove what this pattern fits and the set does
@@ -92,6 +96,28 @@ options:
       validate:
         description: Command that judges the new file before it takes its place. C(%s) stands for the new file.
         type: str
+  derive:
+    description: >-
+      What programs make from files. Once all files are in place, a command runs if what it makes is missing, or older
+      than what it is made from. It is judged by the files' times, so that an interrupted run forgets nothing.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: What the command makes, a file or a folder.
+        type: path
+        required: true
+      of:
+        description: Files and folders that it is made from. Of a folder, the files that lie directly in it count too.
+          Where none is there, nothing is made.
+        type: list
+        elements: path
+        required: true
+      command:
+        description: The command, without a shell.
+        type: str
+        required: true
 notes:
   - Links in the way of a path are followed if they belong to root. Folders of other accounts are refused as a place for
     root's files, because their owner could lead root elsewhere.
@@ -111,6 +137,14 @@ EXAMPLES = r"""
       - {path: /opt/app/lib/app, prune: "*"}
       - {path: /opt/app/current, link: "/opt/app/releases/{{ app_version }}"}
       - {path: /opt/app/lib/old.py, state: absent}
+
+- name: Give the program its words
+  modelhost.serving.host_files:
+    files:
+      - {path: /etc/app/words, state: directory, prune: "*.txt"}
+      - {path: "/etc/app/words/{item}.txt", each: "{{ app_words }}"}
+    derive:
+      - {path: /var/lib/app/words.db, of: [/etc/app/words], command: app --index /etc/app/words}
 """
 
 RETURN = r"""
@@ -124,7 +158,7 @@ changes:
       description: The file.
       type: str
     what:
-      description: Any of C(created), C(content), C(target), C(owner), C(group), C(mode), C(removed).
+      description: Any of C(created), C(content), C(target), C(owner), C(group), C(mode), C(removed), C(derived).
       type: list
       elements: str
 """

@@ -21,6 +21,11 @@ options:
     description: The set of files, packed. Never logged.
     type: str
     required: true
+  derive:
+    description: Path, sources and command (a list of words) of what programs make from them.
+    type: list
+    elements: dict
+    default: []
 """
 EXAMPLES = r"""
 # Only from the action plugin of modelhost.serving.host_files.
@@ -46,7 +51,11 @@ def unpacked(payload: str) -> list:
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
-        argument_spec={"payload": {"type": "str", "required": True, "no_log": True}}, supports_check_mode=True
+        argument_spec={
+            "payload": {"type": "str", "required": True, "no_log": True},
+            "derive": {"type": "list", "elements": "dict", "default": []},
+        },
+        supports_check_mode=True,
     )
 
     def run(arguments: list) -> tuple:
@@ -54,12 +63,13 @@ def main() -> None:
         return code, out + err
 
     writer = host_files.Writer(unpacked(module.params["payload"]), module.check_mode, run, diff=module._diff)
+    rules = module.params["derive"]
     try:
         if module.check_mode:
-            writer.finish()
+            writer.finish(rules)
         else:
             with host_files.alone():
-                writer.finish()
+                writer.finish(rules)
     except host_files.Refused as error:
         module.fail_json(msg=str(error), problems=error.problems, changes=error.changes, changed=bool(error.changes))
     result = {"changed": bool(writer.changes), "changes": writer.changes}

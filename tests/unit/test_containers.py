@@ -30,7 +30,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
 from patience import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = ROOT / "roles" / "host_base" / "files"
+BIN = ROOT / "roles/host_base/files/opt/modelhost/bin"
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
 # --- which runtime -----------------------------------------------------------------------------------------------

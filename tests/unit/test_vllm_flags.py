@@ -143,7 +143,7 @@ def test_locks_agree_with_the_pins() -> None:
     assert f"litellm=={pin('litellm.version')} " in (ROOT / str(pin("litellm.lock"))).read_text().replace("[proxy]", "")
     locked = json.loads((ROOT / str(pin("claude_code.lock"))).read_text())["packages"]
     assert locked["node_modules/@anthropic-ai/claude-code"]["version"] == pin("claude_code.version")
-    assert f"uv=={pin('uv.version')} " in (ROOT / "roles/host_base/files/uv.txt").read_text()
+    assert f"uv=={pin('uv.version')} " in (ROOT / "roles/host_base/files/etc/modelhost/uv.txt").read_text()
 
 
 def test_gateway_addresses_as_clients_see_them() -> None:
