@@ -17,6 +17,7 @@ from ansible.plugins.loader import lookup_loader
 #: Options of one file; plugins/modules/host_files.py says what they mean.
 FILE: dict[str, Any] = {
     "path": {"type": "path", "required": True},
+    "each": {"type": "list", "elements": "raw"},
     "state": {"choices": ["present", "directory", "absent"], "default": "present"},
     "src": {"type": "str"},
     "vars": {"type": "dict"},
@@ -46,6 +47,22 @@ def octal(text: str, path: str, option: str) -> int:
             f"host_files: {path}: {option} is {text!r}; write it in octal, in quotes, such as '0644'"
         )
     return number
+
+
+def of_each(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """An entry once for each of its elements: its texts filled in, and the element given to its template as `item`."""
+    if entry.get("each") is None:
+        return [entry]
+    made = []
+    for element in entry["each"]:
+        values = element if isinstance(element, dict) else {"item": element}
+        one = {**entry, "vars": {**(entry.get("vars") or {}), "item": element}}
+        for option in ("path", "src", "content", "link", "owner"):
+            for name, value in values.items() if one.get(option) is not None else ():
+                if isinstance(value, (str, int)):
+                    one[option] = one[option].replace("{" + str(name) + "}", str(value))
+        made.append(one)
+    return made
 
 
 def checked(entry: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +161,8 @@ class ActionModule(ActionBase):
         _result, arguments = self.validate_argument_spec(
             {"files": {"type": "list", "elements": "dict", "required": True, "options": FILE}}
         )
-        items = [item for entry in arguments["files"] for item in self._items(checked(entry), task_vars or {})]
+        entries = [one for entry in arguments["files"] for one in of_each(entry)]
+        items = [item for entry in entries for item in self._items(checked(entry), task_vars or {})]
         paths = [item["path"] for item in items]
         twice = sorted({path for path in paths if paths.count(path) > 1})
         if twice:

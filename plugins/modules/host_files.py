@@ -33,6 +33,13 @@ options:
         description: Where it lies on the host.
         type: path
         required: true
+      each:
+        description: >-
+          Take this entry once for each element of this list. In O(files[].path), O(files[].src), O(files[].content),
+          O(files[].link) and O(files[].owner), C({name}) stands for the value of that name in an element that is a
+          dictionary, and C({item}) for an element that is not. A template has the element as C(item).
+        type: list
+        elements: raw
       state:
         description: V(absent) removes a file, a link, or a folder with all that is in it. A mount point is refused.
         type: str
@@ -95,6 +102,7 @@ EXAMPLES = r"""
       - {path: /etc/app, state: directory, group: app, mode: "0750"}
       - {path: /etc/app/app.conf, group: app, mode: "0640", validate: app --check %s}
       - {path: /etc/app/master.env, generate: "MASTER_KEY=sk-{}"}
+      - {path: "/etc/app/keys/{name}", each: "{{ app_users }}", generate: "{}"}
       - {path: /etc/app/token, content: "{{ app_token }}", secret: true}
       - {path: /opt/app/lib/app, prune: "*"}
       - {path: /opt/app/current, link: "/opt/app/releases/{{ app_version }}"}
