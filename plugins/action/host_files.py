@@ -19,6 +19,7 @@ FILE: dict[str, Any] = {
     "path": {"type": "path", "required": True},
     "each": {"type": "list", "elements": "raw"},
     "state": {"choices": ["present", "directory", "absent"], "default": "present"},
+    "create": {"type": "bool", "default": True},
     "src": {"type": "str"},
     "vars": {"type": "dict"},
     "content": {"type": "str"},
@@ -122,7 +123,8 @@ class ActionModule(ActionBase):
     def _items(self, entry: dict[str, Any], variables: dict[str, Any]) -> list[dict[str, Any]]:
         """What the host is told of an entry: one item, or one for each file and folder of a copied folder."""
         path, secret = entry["path"], entry["secret"] or entry.get("generate") is not None
-        item = {"path": path, "owner": entry.get("owner"), "group": entry.get("group"), "hidden": secret}
+        item = {name: entry.get(name) for name in ("path", "owner", "group", "create")}
+        item["hidden"] = secret
         if entry["state"] == "absent":
             return [{**item, "kind": "absent"}]
         if entry["state"] == "directory":

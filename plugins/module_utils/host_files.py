@@ -158,11 +158,18 @@ def attributes(item: Item, check: bool, follow: bool = False) -> list[str]:
     return wrong
 
 
+def unwanted(item: Item) -> bool:
+    """Whether an item asks for nothing, because there is nothing."""
+    return (item["kind"] == "absent" or not item.get("create", True)) and look(item["path"]) is None
+
+
 def needed(item: Item, check: bool) -> list[str]:
     """What has to be done for an item; nothing where it is as it should be."""
     path, found = item["path"], look(item["path"])
+    if unwanted(item):
+        return []
     if item["kind"] == "absent":
-        return ["removed"] if found is not None else []
+        return ["removed"]
     if found is None:
         return ["created"]
     if item["kind"] == "link":
@@ -218,9 +225,11 @@ class Writer:
         found = []
         made = {item["path"] for item in self.items if item["kind"] == "directory"}
         for item in self.items:
+            if unwanted(item):
+                continue
             try:
                 if item["kind"] == "absent":
-                    text = absent_problem(item["path"]) if look(item["path"]) is not None else ""
+                    text = absent_problem(item["path"])
                 else:
                     text = way_problem(item["path"], made, self.check) or kind_problem(item)
                     for name in ("owner", "group"):

@@ -45,6 +45,10 @@ options:
         type: str
         choices: [present, directory, absent]
         default: present
+      create:
+        description: V(false) leaves alone what is not there.
+        type: bool
+        default: true
       src:
         description: Another source, below C(templates/) of the role (a name that ends in C(.j2)) or below C(files/),
           or an absolute path on the controller.
