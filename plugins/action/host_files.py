@@ -161,7 +161,10 @@ class ActionModule(ActionBase):
         """Collects the set and hands it to the host."""
         super().run(tmp, task_vars)
         _result, arguments = self.validate_argument_spec(
-            {"files": {"type": "list", "elements": "dict", "required": True, "options": FILE}}
+            {
+                "files": {"type": "list", "elements": "dict", "required": True, "options": FILE},
+                "look": {"type": "list", "elements": "path", "default": []},
+            }
         )
         entries = [one for entry in arguments["files"] for one in of_each(entry)]
         items = [item for entry in entries for item in self._items(checked(entry), task_vars or {})]
@@ -174,7 +177,9 @@ class ActionModule(ActionBase):
                 item["data"] = base64.b64encode(item["data"]).decode()
         payload = base64.b64encode(zlib.compress(json.dumps(items).encode())).decode()
         result: dict[str, Any] = self._execute_module(
-            module_name="modelhost.serving.host_files_apply", module_args={"payload": payload}, task_vars=task_vars
+            module_name="modelhost.serving.host_files_apply",
+            module_args={"payload": payload, "look": arguments["look"]},
+            task_vars=task_vars,
         )
         # The arguments hold the contents.
         result.pop("invocation", None)

@@ -92,6 +92,11 @@ options:
       validate:
         description: Command that judges the new file before it takes its place. C(%s) stands for the new file.
         type: str
+  look:
+    description: Paths of which RV(there) shall say whether they are there, so that no other task has to ask the host.
+    type: list
+    elements: path
+    default: []
 notes:
   - Links in the way of a path are followed if they belong to root. Folders of other accounts are refused as a place for
     root's files, because their owner could lead root elsewhere.
@@ -127,4 +132,9 @@ changes:
       description: Any of C(created), C(content), C(target), C(owner), C(group), C(mode), C(removed).
       type: list
       elements: str
+there:
+  description: Those of O(look) that were there before anything was changed; links count by themselves.
+  returned: always
+  type: list
+  elements: path
 """

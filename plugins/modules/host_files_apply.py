@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import zlib
 
 from ansible.module_utils.basic import AnsibleModule
@@ -21,6 +22,11 @@ options:
     description: The set of files, packed. Never logged.
     type: str
     required: true
+  look:
+    description: See M(modelhost.serving.host_files).
+    type: list
+    elements: path
+    default: []
 """
 EXAMPLES = r"""
 # Only from the action plugin of modelhost.serving.host_files.
@@ -31,6 +37,11 @@ changes:
   returned: always
   type: list
   elements: dict
+there:
+  description: See M(modelhost.serving.host_files).
+  returned: always
+  type: list
+  elements: path
 """
 
 
@@ -46,13 +57,18 @@ def unpacked(payload: str) -> list:
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
-        argument_spec={"payload": {"type": "str", "required": True, "no_log": True}}, supports_check_mode=True
+        argument_spec={
+            "payload": {"type": "str", "required": True, "no_log": True},
+            "look": {"type": "list", "elements": "path", "default": []},
+        },
+        supports_check_mode=True,
     )
 
     def run(arguments: list) -> tuple:
         code, out, err = module.run_command(arguments)
         return code, out + err
 
+    there = [path for path in module.params["look"] if os.path.lexists(path)]
     writer = host_files.Writer(unpacked(module.params["payload"]), module.check_mode, run, diff=module._diff)
     try:
         if module.check_mode:
@@ -62,7 +78,7 @@ def main() -> None:
                 writer.finish()
     except host_files.Refused as error:
         module.fail_json(msg=str(error), problems=error.problems, changes=error.changes, changed=bool(error.changes))
-    result = {"changed": bool(writer.changes), "changes": writer.changes}
+    result = {"changed": bool(writer.changes), "changes": writer.changes, "there": there}
     if writer.diff is not None:
         result["diff"] = writer.diff
     module.exit_json(**result)
