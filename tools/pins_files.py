@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "roles/model_store/files"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "roles/model_store/files/opt/modelhost/model_store"))
 from store import manifest, plan
 from store.job import JobError
 

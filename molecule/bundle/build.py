@@ -34,7 +34,8 @@ def main(inventory: Path, folder: Path) -> None:
     model = repositories / REPO
     if not model.exists():
         model.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, ROOT / "roles/model_store/files/loopback_model/build.py", model], check=True)
+        builder = ROOT / "roles/model_store/files/opt/modelhost/builders/loopback_model/build.py"
+        subprocess.run([sys.executable, builder, model], check=True)
         (model / ".hub.json").write_text(json.dumps({"revision": REVISION}), encoding="utf-8")
     with Hub(repositories) as hub:
         variables = {

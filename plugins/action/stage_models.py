@@ -68,6 +68,13 @@ class ActionModule(ActionBase):
             status = {}  # it has just begun
         return state, status
 
+    def _outdated(self, mark: str, depends: list[str]) -> bool:
+        """Whether a job that runs was started before what it goes by was written."""
+        mark = shlex.quote(mark)
+        files = " ".join(shlex.quote(path) for path in depends)
+        found = self._sh(f"test -e {mark} || echo {mark}; find {files} -maxdepth 0 -newer {mark} 2>/dev/null")
+        return bool(found.strip())
+
     def _patient_look(self, host: str, unit: str, path: str) -> tuple[dict[str, str], dict[str, Any]]:
         """The same through a connection that may break: the job does not need it."""
         lost = time.monotonic()
@@ -84,19 +91,23 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         arguments = self._task.args
-        unit, path = arguments.get("unit"), arguments.get("status")
-        if not unit or not path:
-            raise AnsibleError("stage_models: `unit` and `status` are needed")
+        unit, path, mark = arguments.get("unit"), arguments.get("status"), arguments.get("started")
+        depends = arguments.get("depends") or []
+        if not unit or not path or (depends and not mark):
+            raise AnsibleError("stage_models: `unit` and `status` are needed, and `started` with `depends`")
         host = (task_vars or {}).get("inventory_hostname", "")
         if self._task.check_mode:
             return {**result, "changed": False, "skipped": True}
 
         state, _ = self._look(unit, path)
         running = state.get("ActiveState") == "activating"
-        if running and not arguments.get("restart"):
+        if running and not (depends and self._outdated(mark, depends)):
             display.display(f"    {host}  {unit} runs already, started before this run; following it")
         else:
-            self._sh(f"rm -f {shlex.quote(path)}; systemctl restart --no-block {shlex.quote(unit)}")
+            # The unit's file may be new as well.
+            self._sh(
+                f"rm -f {shlex.quote(path)}; systemctl daemon-reload; systemctl restart --no-block {shlex.quote(unit)}"
+            )
 
         shown, shown_at = "", 0.0
         while True:

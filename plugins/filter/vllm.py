@@ -25,6 +25,19 @@ def entries(instances: list[dict[str, Any]], catalog: dict[str, Any]) -> list[di
     return list(found.values())
 
 
+def unit(engine: dict[str, Any], home: str, config_dir: str) -> dict[str, Any]:
+    """An engine's unit, and the files that it must not be older than."""
+    release = [f"{home}/current", f"{home}/current/.complete"] if engine["runtime"] == "venv" else []
+    named = [engine["flags"].get(flag) or "" for flag in ("chat_template", "tool_parser_plugin")]
+    shared = [path for path in named if path.startswith(f"{vllm_flags.SHARE}/")]
+    guard = f"{vllm_flags.GUARD_DIR}/modelhost_engine_guard.py"
+    return {
+        "unit": f"vllm@{engine['name']}.service",
+        # The mark in a release is new when the release was damaged and made anew.
+        "depends": [*release, f"{config_dir}/{engine['name']}.env", guard, *shared],
+    }
+
+
 class FilterModule:
     """Filters of `modelhost.serving`."""
 
@@ -33,6 +46,7 @@ class FilterModule:
             "vllm_effective_instances": effective_instances,
             "machine": hardware.machine,
             "vllm_entries": entries,
+            "vllm_unit": unit,
             "vllm_backends": vllm_backends.backends,
             "model_path": vllm_flags.model_path,
             "vllm_official_lock": vllm_flags.official_lock,

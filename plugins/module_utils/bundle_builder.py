@@ -573,7 +573,7 @@ class Builder:
     def _program(self, job: str, name: str) -> str:
         """What a program of the store of weights prints for a job."""
         command = [str(self._client()), "-B", "-m", name, "/dev/stdin"]
-        program = self.settings.root / "roles/model_store/files"
+        program = self.settings.root / "roles/model_store/files/opt/modelhost/model_store"
         more = {"cwd": program, "env": self._environment(), "input": job}
         return bundle_tools.run(command, "hf_mirror_sources", "look at it", **more)
 
@@ -585,7 +585,7 @@ class Builder:
         with log.open("wb") as told:
             running = subprocess.Popen(
                 command,
-                cwd=self.settings.root / "roles/model_store/files",
+                cwd=self.settings.root / "roles/model_store/files/opt/modelhost/model_store",
                 env={**os.environ, **self._environment()},
                 stdin=subprocess.PIPE,
                 stdout=told,

@@ -651,8 +651,9 @@ def shipped_files(inputs: Inputs, engines: list[dict[str, Any]], entries: dict[s
     """The engines' guard, and templates, parsers and builders of this project that they need."""
     found = {}
     if inputs.runs == "vllm":
-        below = "share/guard/modelhost_engine_guard.py"
-        found[below] = (ROOT / "roles/vllm/files" / below).read_text(encoding="utf-8")
+        below = "guard/modelhost_engine_guard.py"
+        source = ROOT / "roles/vllm/files" / vllm_flags.SHARE.lstrip("/") / below
+        found[f"share/{below}"] = source.read_text(encoding="utf-8")
     for item in engines:
         for path in containers.paths_in((item.get("flags") or {}).values()):
             if path.startswith(f"{vllm_flags.SHARE}/"):
@@ -660,8 +661,7 @@ def shipped_files(inputs: Inputs, engines: list[dict[str, Any]], entries: dict[s
                 found[f"share/{below}"] = (ROOT / "catalog" / below).read_text(encoding="utf-8")
     for instance in inputs.engine["vllm_instances"] if inputs.runs == "vllm" else []:
         builder = vllm_flags.resolve(instance, entries)["source"].get("builder")
-        folder = ROOT / "roles" / "model_store" / "files" / str(builder)
-        for path in sorted(folder.iterdir()) if builder else []:
+        for path in sorted(vllm_flags.builder_folder(builder).iterdir()) if builder else []:
             if path.is_file():
                 found[f"{builder}/{path.name}"] = path.read_text(encoding="utf-8")
     return found

@@ -1,5 +1,5 @@
 # MIT licence (see LICENSE)
-"""From catalogue entries to the job of the store of weights (roles/model_store/files/store). Pure."""
+"""From catalogue entries to the job of the store of weights (the program `store` of roles/model_store). Pure."""
 
 from __future__ import annotations
 

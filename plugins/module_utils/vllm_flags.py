@@ -205,11 +205,15 @@ def merge(*layers: tuple[str, dict[str, Any]]) -> dict[str, tuple[Any, str]]:
     return result
 
 
+def builder_folder(builder: str) -> Path:
+    """What builds a model on the host (the loopback model)."""
+    return ROOT / "roles/model_store/files/opt/modelhost/builders" / builder
+
+
 def builder_revision(builder: str) -> str:
-    """Twelve hex digits over the files that build a model on the host (the loopback model)."""
-    folder = ROOT / "roles" / "model_store" / "files" / builder
+    """Twelve hex digits over the files that build a model on the host."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(builder_folder(builder).iterdir()):
         if path.is_file() and path.suffix != ".md":
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

@@ -33,6 +33,11 @@ options:
     type: list
     elements: dict
     default: []
+  built:
+    description: Folders of models that the host builds by itself. They take their name when they are complete.
+    type: list
+    elements: path
+    default: []
   keep:
     description: C(org/name/revision) of each model that some instance uses, beside O(models).
     type: list
@@ -61,6 +66,11 @@ models:
   returned: always
   type: list
   elements: dict
+unbuilt:
+  description: Those of O(built) that are not there.
+  returned: always
+  type: list
+  elements: path
 unused:
   description: Revisions with our manifest that are not used (C(repo), C(revision), C(path), C(bytes), C(in_use)).
     C(in_use) says why one is not removed all the same; it is empty otherwise.
@@ -248,6 +258,7 @@ def work(params: dict, check_mode: bool) -> dict:
     return {
         "changed": bool(going),
         "models": models,
+        "unbuilt": [path for path in params["built"] if not os.path.exists(path)],
         "unused": unused,
         "leftovers": leftovers,
         "foreign": foreign,
@@ -264,6 +275,7 @@ def main() -> None:
         argument_spec={
             "store": {"type": "path", "required": True},
             "models": {"type": "list", "elements": "dict", "default": []},
+            "built": {"type": "list", "elements": "path", "default": []},
             "keep": {"type": "list", "elements": "str", "default": []},
             "prune": {"type": "bool", "default": False},
         },

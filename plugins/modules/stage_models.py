@@ -19,11 +19,15 @@ options:
     description: The file in which the job says how far it is.
     type: path
     required: true
-  restart:
-    description: Start anew although it runs, because it does something else than what is wanted now. What it has
-      done so far is not lost.
-    type: bool
-    default: false
+  depends:
+    description: Files that the job goes by. Where one of them is younger than a job that runs, that does something else
+      than what is wanted now, and is started anew. What it has done so far is not lost.
+    type: list
+    elements: path
+    default: []
+  started:
+    description: The file that the unit touches when it starts. Needed with O(depends).
+    type: path
 """
 EXAMPLES = r"""
 - name: Bring the weights

@@ -248,11 +248,8 @@ def make_model(entry: str, layers: int, folder: Path) -> None:
     else:
         raise SystemExit(f"there is no {entry} in catalog/models")
     loopback = folder / "loopback"
-    subprocess.run(
-        [sys.executable, str(ROOT / "roles/model_store/files/loopback_model/build.py"), str(loopback)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    builder = ROOT / "roles/model_store/files/opt/modelhost/builders/loopback_model/build.py"
+    subprocess.run([sys.executable, str(builder), str(loopback)], check=True, stdout=subprocess.DEVNULL)
     for path in loopback.iterdir():
         if path.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(path, folder)

@@ -118,9 +118,8 @@ class Bench:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
         served, began = self.server.cpu(), time.monotonic()
-        process = subprocess.Popen(
-            self.command(way), cwd=ROOT / "roles/model_store/files", env=environment, stdout=subprocess.DEVNULL
-        )
+        program = ROOT / "roles/model_store/files/opt/modelhost/model_store"
+        process = subprocess.Popen(self.command(way), cwd=program, env=environment, stdout=subprocess.DEVNULL)
         _, state, used = os.wait4(process.pid, 0)
         seconds = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(state)

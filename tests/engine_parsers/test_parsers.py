@@ -19,7 +19,7 @@ from . import checks
 
 CASES = checks.quotations() + checks.made_up()
 each_case = pytest.mark.parametrize("expected", CASES, ids=[case["form"] for case in CASES])
-BUILDER = Path(__file__).resolve().parents[2] / "roles/model_store/files/loopback_model/build.py"
+BUILDER = Path(__file__).resolve().parents[2] / "roles/model_store/files/opt/modelhost/builders/loopback_model/build.py"
 
 
 @each_case

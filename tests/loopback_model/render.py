@@ -11,7 +11,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-MODEL = pathlib.Path(__file__).resolve().parents[2] / "roles/model_store/files/loopback_model"
+MODEL = pathlib.Path(__file__).resolve().parents[2] / "roles/model_store/files/opt/modelhost/builders/loopback_model"
 
 
 def load_build() -> types.ModuleType:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "roles/model_store/files")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "roles/model_store/files/opt/modelhost/model_store")]
 
 from hub.server import Hub  # noqa: E402
 from store import adopt, job, manifest, stage, status, verify  # noqa: E402

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[2] / "roles/vllm/files/share/guard/modelhost_engine_guard.py"
+FILE = Path(__file__).resolve().parents[2] / "roles/vllm/files/opt/modelhost/vllm/share/guard/modelhost_engine_guard.py"
 KEY, OLD, INNER = "sk-outward", "sk-old", "sk-inner"
 
 

@@ -197,10 +197,15 @@ def templar(found: Any, name: str, **more: Any) -> Any:
 
 
 def rendered(found: Any, name: str, template: str, **more: Any) -> str:
-    """A template of a role, as ansible.builtin.template renders it."""
-    text = (ROOT / "roles" / name / "templates" / template).read_text(encoding="utf-8")
+    """A template of a role, found by its name, as ansible.builtin.template renders it."""
+    (path,) = (ROOT / "roles" / name / "templates").rglob(template)
     engine = templar(found, name, **more)
-    return str(engine.template(trust_as_template(text), escape_backslashes=False, overrides={"trim_blocks": True}))
+    engine = engine.copy_with_new_env(
+        searchpath=[str(path.parent), str(ROOT / "roles" / name / "templates")],
+        available_variables=engine.available_variables,
+    )
+    text = trust_as_template(path.read_text(encoding="utf-8"))
+    return str(engine.template(text, escape_backslashes=False, overrides={"trim_blocks": True}))
 
 
 def effective(found: Any, **more: Any) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def put(store: Path, repo: str = "Org/Name", revision: str = REVISION, manifest:
 
 
 def look(store: Path, check: bool = False, **params: Any) -> dict[str, Any]:
-    params = {"models": [], "keep": [], "prune": False, **params, "store": str(store)}
+    params = {"models": [], "built": [], "keep": [], "prune": False, **params, "store": str(store)}
     return model_store_state.work(params, check)
 
 
@@ -51,6 +51,14 @@ def test_a_bare_host_has_nothing_and_needs_all(tmp_path: Path) -> None:
     assert found["free_bytes"] > 0
     (one,) = found["models"]
     assert (one["staged"], one["problems"], one["missing_bytes"]) == (False, [], 5000)
+
+
+def test_a_model_that_is_not_built_yet_is_named(tmp_path: Path) -> None:
+    built, missing = tmp_path / "built", tmp_path / "missing"
+    built.mkdir()
+    found = look(tmp_path, built=[str(built), str(missing)])
+    assert found["unbuilt"] == [str(missing)]
+    assert not found["changed"]
 
 
 def test_a_whole_model_is_staged_and_a_short_file_is_named(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def test_so_are_hashes_and_engines_keys(tmp_path: Path) -> None:
     assert set(log.read_text().split()) <= {"600", "640"}
     log.unlink()
     key = tmp_path / "coder.key"
-    assert run("engine_key", (key, log), path=str(key), accepted=str(tmp_path / "accepted"))["changed"]
+    files: dict[str, Any] = {"path": str(key), "accepted": str(tmp_path / "accepted")}
+    assert run("engine_key", (key, log), engines=["coder"], **files)["changed"]
     assert set(log.read_text().split()) == {"600"}
 
 
@@ -95,10 +96,11 @@ class Engine:
     """The two files of an engine's key."""
 
     def __init__(self, folder: Path) -> None:
-        self.key, self.accepted = folder / "coder.key", folder / "keys"
+        self.key, self.accepted = folder / "coder.key", folder / "coder.keys"
+        self.paths: dict[str, Any] = {"path": str(folder / "{}.key"), "accepted": str(folder / "{}.keys")}
 
     def run(self, state: str, check: bool = False) -> bool:
-        done = run("engine_key", check=check, path=str(self.key), accepted=str(self.accepted), state=state)
+        done = run("engine_key", check=check, engines=["coder"], state=state, **self.paths)
         assert "accepted" in done, done
         if self.key.exists():
             assert self.key.read_text().strip() not in done["_text"]
@@ -149,6 +151,18 @@ def test_a_rotation_leaves_no_moment_without_a_good_key(tmp_path: Path) -> None:
     assert not engine.run("settled")
 
 
+def test_each_engine_has_a_key_of_its_own(tmp_path: Path) -> None:
+    paths: dict[str, Any] = {"path": str(tmp_path / "{}.key"), "accepted": str(tmp_path / "{}.keys")}
+    one = run("engine_key", engines=["one"], **paths)
+    assert (one["changed"], one["accepted"]) == (True, {"one": 1})
+    kept = (tmp_path / "one.key").read_text()
+    both = run("engine_key", engines=["one", "two"], **paths)
+    assert (both["changed"], both["accepted"]) == (True, {"one": 1, "two": 1})
+    assert (tmp_path / "one.key").read_text() == kept != (tmp_path / "two.key").read_text()
+    assert run("engine_key", engines=["one", "two"], state="rotated", **paths)["accepted"] == {"one": 2, "two": 2}
+    assert not run("engine_key", engines=[], **paths)["changed"]
+
+
 def test_hashes_come_before_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway that reads the new key at once must not be refused."""
     key, hashes = engine_key.wanted("rotated", "sk-old", [])
@@ -160,8 +174,8 @@ def test_hashes_come_before_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check_mode = False
 
         def __init__(self, **_more: Any) -> None:
-            self.params = {"path": str(tmp_path / "key"), "accepted": str(tmp_path / "hashes"), "state": "rotated",
-                           "group": None}  # fmt: skip
+            self.params = {"engines": ["coder"], "path": str(tmp_path / "key"), "accepted": str(tmp_path / "hashes"),
+                           "state": "rotated", "group": None}  # fmt: skip
 
         def set_fs_attributes_if_different(self, _arguments: Any, changed: bool) -> bool:
             return changed

@@ -300,7 +300,8 @@ def test_a_copy_leaves_the_reserve_free(world: World, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("name", ["adopt", "verify"])
 def test_it_has_only_what_python_3_8_knows(name: str) -> None:
-    ast.parse((ROOT / f"roles/model_store/files/store/{name}.py").read_text(), feature_version=(3, 8))
+    program = ROOT / "roles/model_store/files/opt/modelhost/model_store/store"
+    ast.parse((program / f"{name}.py").read_text(), feature_version=(3, 8))
 
 
 def test_caches_that_services_are_told_to_use_are_looked_through(

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "roles/model_store/files"
+PROGRAM = ROOT / "roles/model_store/files/opt/modelhost/model_store"
 sys.path[:0] = [str(ROOT / "tests"), str(PROGRAM)]
 
 from hub.server import Hub  # noqa: E402

@@ -217,7 +217,7 @@ def foretold(world: World) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-B", "-m", "store.dry_run", "/dev/stdin"],
         input=json.dumps(world.job()), capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "roles/model_store/files")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "roles/model_store/files/opt/modelhost/model_store")},
     )  # fmt: skip
     (found,) = json.loads(done.stdout)
     return dict(found)

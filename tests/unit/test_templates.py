@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "catalog/templates").glob("*.jinja"))
-LOOPBACK = ROOT / "roles/model_store/files/loopback_model/chat_template.jinja"
+LOOPBACK = ROOT / "roles/model_store/files/opt/modelhost/builders/loopback_model/chat_template.jinja"
 SPECIAL = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
 
 Message = dict[str, Any]
