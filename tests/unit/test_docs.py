@@ -241,3 +241,55 @@ def test_the_plan_in_the_readme_is_what_the_plan_says() -> None:
     assert [line for line in sample("README.md", "1st turn") if line not in said] == [], (
         'copy lines of ./run plan "4× H20"'
     )
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+#: What other programs say: vLLM and what it loads, uv, systemd, the kernel, hubs, Claude Code, HTTP.
+FOREIGN = {
+    *("401", "404", "429", "Retry-After", "oom-kill", "nvidia-smi", "nvcc", "cicc"),
+    *("CUDA … error 802", "system not yet initialized", "NCCL error", "UVA is not available"),
+    *("Could not find nvcc", "NVCC compiler is not executable", "Failed to find C compiler", "Python.h: No such file"),
+    *("unrecognized arguments: --rope-scaling", "not divisible by weight quantization block_n"),
+    "The input size is not aligned with the quantized weight shape",
+    "Free memory on device … is less than desired GPU memory utilization",
+    "error downloading or loading vocab file",
+    "No solution found … torch==…+cpu",
+    *("Start request repeated too quickly", "start operation timed out"),
+    *("Repository Not Found", "Qwen/Qwen3-235B-A22B-Instruct"),
+    "Prompt is too long",
+}
+
+
+def messages(page: Path) -> list[str]:
+    """Every message in the first column of the table."""
+    first = [row.split(" | ")[0] for row in page.read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
+    return [message for cell in first for message in re.findall(r"`([^`]+)`", cell)]
+
+
+def said_by_us() -> str:
+    """Our programs' texts, with strings that go over several lines joined."""
+    places = ("plugins", "roles", "playbooks", "tools", "run")
+    files = [path for path in tracked() if name(path).split("/")[0] in places and path.suffix in {"", ".py", ".yml"}]
+    texts = "".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
+    return " ".join(re.sub(r"[\"']\s*\n\s*f?[\"']", "", texts).split())
+
+
+def test_messages_are_those_that_programs_say() -> None:
+    """A person finds a message by its words, so they must be the words of today."""
+    ours = said_by_us()
+    found = messages(DOCS / "troubleshooting.md")
+    assert set(found) >= FOREIGN
+    wrong = []
+    for message in set(found) - FOREIGN:
+        # What a message fills in, or shows as an example.
+        parts = [part.strip() for part in re.split(r"…|[\d.]+(?: GiB)?|\(s\)", message)]
+        parts = [part for part in parts if len(part) > 5]
+        assert parts, f"{message}: nothing to look for"
+        wrong += [f"{message}: nobody says {part!r}" for part in parts if part not in ours]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_both_languages_have_the_same_messages() -> None:
+    page = DOCS / "troubleshooting.md"
+    assert sorted(messages(page)) == sorted(messages(chinese(page)))
