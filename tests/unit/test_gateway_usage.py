@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SOURCE = Path(__file__).resolve().parents[2] / "roles/litellm/files/opt/modelhost/litellm/lib/modelhost_gateway/usage.py"
+GATEWAY = "roles/litellm/files/opt/modelhost/litellm/lib/modelhost_gateway"
+SOURCE = Path(__file__).resolve().parents[2] / GATEWAY / "usage.py"
 
 
 def load() -> Any:

@@ -454,23 +454,3 @@ PAGES = sorted(DOCS.glob("*.md"))
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_a_page_says_what_the_plan_says_today(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == pages.page(path), "run: python tools/inventory_pages.py"
-
-
-@pytest.mark.parametrize("name", ["README", *pages.NAMES])
-def test_both_languages_say_the_same(name: str) -> None:
-    english, chinese = ((DOCS / f"{name}{suffix}.md").read_text(encoding="utf-8") for suffix in ("", ".zh-CN"))
-    assert len(re.findall(r"[\u4e00-\u9fff]", chinese)) > 200
-    # Comments of code are in the page's language; all else of it is the same.
-    code = [
-        [re.sub(r"\s*#(?!\d).*", "", block) for block in re.findall(r"```\w*\n(.*?)```", text, re.S)]
-        for text in (english, chinese)
-    ]
-    assert code[0] == code[1]
-    for pattern in (r"(?m)^#+ ", r"(?m)^\|", r"<!-- table: \w+ -->", r"(?m)^\d+\. ", r"(?m)^- "):
-        assert len(re.findall(pattern, english)) == len(re.findall(pattern, chinese)), pattern
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_links_of_a_page_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
