@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def shipped() -> dict[str, dict[str, Any]]:
     """The entries that come with this project, by id."""
     found = {}
     for path in sorted((ROOT / "catalog" / "models").glob("*.yml")):
-        for entry in expand(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        for entry in expand(read_yaml(path)):
             found[entry["id"]] = entry
     return found
 
@@ -82,11 +82,11 @@ def shipped() -> dict[str, dict[str, Any]]:
 @functools.cache
 def preference() -> dict[str, int]:
     """How far down each model stands in catalog/preference.yml, its variants with it; the best is 0."""
-    order = yaml.safe_load((ROOT / "catalog" / "preference.yml").read_text(encoding="utf-8"))
+    order = read_yaml(ROOT / "catalog" / "preference.yml")
     found = {}
     for path in sorted((ROOT / "catalog" / "models").glob("*.yml")):
         if path.stem in order:
-            for entry in expand(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            for entry in expand(read_yaml(path)):
                 found[entry["id"]] = order.index(path.stem)
     return found
 
