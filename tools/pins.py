@@ -17,7 +17,7 @@ import argparse
 import difflib
 import functools
 import http.client
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -182,12 +182,8 @@ def refusal(code: int) -> str:
 @functools.cache
 def catalog() -> Any:
     """plugins/module_utils/catalog.py, which needs no Ansible."""
-    spec = importlib.util.spec_from_file_location("modelhost_catalog", ROOT / "plugins/module_utils/catalog.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / ".collections"))
+    return importlib.import_module("ansible_collections.modelhost.serving.plugins.module_utils.catalog")
 
 
 # --- editing YAML in place ---------------------------------------------------------------------------------------

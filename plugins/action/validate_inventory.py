@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -19,6 +18,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     inventory_validation,
     site_validation,
 )
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import HOW_TO_VAULT, problem, verdict
 
 display = Display()
@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
 def wiring() -> dict[str, Any]:
     """What group_vars/all/wiring.yml sets; nothing where the roles are used without it."""
     path = inventory_validation.ROOT / "group_vars" / "all" / "wiring.yml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    return (read_yaml(path) or {}) if path.exists() else {}
 
 
 def variables_of(hostvars: Any, host: str, left_out: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -7,9 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 
 DOCUMENTATION = r"""
 name: pin
@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @functools.cache
 def pins() -> dict[str, Any]:
     """The whole of versions.yml as a dictionary."""
-    data = yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8"))
+    data = read_yaml(ROOT / "versions.yml")
     assert isinstance(data, dict)
     return data
 

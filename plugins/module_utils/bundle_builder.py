@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible_collections.modelhost.serving.plugins.module_utils import (
     bundle_pins,
     bundle_plan,
@@ -38,6 +37,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store imp
     sized,
     write,
 )
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import some
 
 #: Files that tell about the bundle and are not in its own list.
@@ -635,7 +635,7 @@ class Builder:
         self.store.keep(path)
 
     def _version(self) -> str:
-        return str(yaml.safe_load((self.settings.root / "galaxy.yml").read_text(encoding="utf-8"))["version"])
+        return str(read_yaml(self.settings.root / "galaxy.yml")["version"])
 
     # --- writing down --------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     preflight,
     runtime,
 )
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, some
 from packaging import utils, version
 
@@ -140,7 +141,7 @@ def size_faults(folder: Path, data: dict[str, Any]) -> list[tuple[str, str]]:
 @functools.cache
 def own_pins() -> dict[str, str]:
     """What this checkout installs."""
-    versions = yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8"))
+    versions = read_yaml(ROOT / "versions.yml")
     return bundle_pins.pins(versions, read)
 
 

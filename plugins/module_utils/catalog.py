@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +73,7 @@ def selection(entry: dict[str, Any]) -> dict[str, Any]:
 def families() -> dict[str, list[dict[str, Any]]]:
     """The entries of each file of catalog/models/, by the file's name: the model itself, then its variants."""
     files = sorted((ROOT / "catalog" / "models").glob("*.yml"))
-    return {path.stem: expand(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in files}
+    return {path.stem: expand(read_yaml(path)) for path in files}
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def shipped() -> dict[str, dict[str, Any]]:
 @functools.cache
 def preference() -> dict[str, int]:
     """How far down each model stands in catalog/preference.yml, its variants with it; the best is 0."""
-    order = yaml.safe_load((ROOT / "catalog" / "preference.yml").read_text(encoding="utf-8"))
+    order = read_yaml(ROOT / "catalog" / "preference.yml")
     return {entry["id"]: order.index(name) for name, family in families().items() if name in order for entry in family}
 
 

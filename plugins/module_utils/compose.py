@@ -28,6 +28,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     preflight_capacity,
     vllm_flags,
 )
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +112,7 @@ def project_name(host: str) -> str:
 @functools.cache
 def role_variables(role: str) -> dict[str, Any]:
     """A role's own variables, as they are written."""
-    found = yaml.safe_load((ROOT / "roles" / role / "vars" / "main.yml").read_text(encoding="utf-8"))
+    found = read_yaml(ROOT / "roles" / role / "vars" / "main.yml")
     assert isinstance(found, dict)
     return found
 

@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible_collections.modelhost.serving.plugins.module_utils import capacity
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = capacity.GIB
@@ -42,7 +42,7 @@ class DescriptionError(ValueError):
 @functools.cache
 def table() -> dict[str, Any]:
     """catalog/hardware.yml: figures of GPUs and CPUs, each with its source."""
-    data = yaml.safe_load((ROOT / "catalog" / "hardware.yml").read_text(encoding="utf-8"))
+    data = read_yaml(ROOT / "catalog" / "hardware.yml")
     assert isinstance(data, dict)
     return data
 

@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.modelhost.serving.plugins.module_utils import vllm_flags
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import hint, is_secret, nearest, problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def specs() -> dict[str, dict[str, Any]]:
     """Role → its options, from meta/argument_specs.yml of each role."""
     found = {}
     for path in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path)
         found[path.parent.parent.name] = data["argument_specs"]["main"].get("options", {})
     return found
 

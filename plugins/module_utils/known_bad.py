@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem
 from packaging import utils, version
 
@@ -20,7 +20,7 @@ LOCKED = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", re.M)
 @functools.cache
 def entries() -> list[dict[str, Any]]:
     """The list itself."""
-    found: list[dict[str, Any]] = yaml.safe_load((ROOT / "catalog/known_bad.yml").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = read_yaml(ROOT / "catalog/known_bad.yml")
     return found
 
 
@@ -100,7 +100,7 @@ def project_problems(versions: dict[str, Any], root: Path = ROOT) -> list[dict[s
 @functools.cache
 def shipped_problems() -> tuple[dict[str, Any], ...]:
     """The same of this checkout."""
-    return tuple(project_problems(yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8"))))
+    return tuple(project_problems(read_yaml(ROOT / "versions.yml")))
 
 
 def _pins(node: Any, place: str = "") -> list[tuple[str, dict[str, Any]]]:

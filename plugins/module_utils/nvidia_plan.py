@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def oldest_driver() -> int:
 @functools.cache
 def pins() -> dict[str, Any]:
     """The block `nvidia` of versions.yml."""
-    found = yaml.safe_load((ROOT / "versions.yml").read_text(encoding="utf-8")).get("nvidia") or {}
+    found = read_yaml(ROOT / "versions.yml").get("nvidia") or {}
     assert isinstance(found, dict)
     return found
 

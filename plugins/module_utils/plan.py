@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible_collections.modelhost.serving.plugins.module_utils import (
     accelerator,
     capacity,
@@ -21,6 +20,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils import (
     vllm_flags,
     vllm_validation,
 )
+from ansible_collections.modelhost.serving.plugins.module_utils.own_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -371,7 +371,7 @@ def hardware_lines(facts: dict[str, Any], machine: dict[str, Any]) -> list[str]:
 @functools.cache
 def accelerator_flags() -> dict[str, dict[str, Any]]:
     """Flags that the role vllm gives to every engine of a kind."""
-    found = yaml.safe_load((ROOT / "roles/vllm/vars/main.yml").read_text(encoding="utf-8"))
+    found = read_yaml(ROOT / "roles/vllm/vars/main.yml")
     flags: dict[str, dict[str, Any]] = found["__vllm_accelerator_flags"]
     return flags
 

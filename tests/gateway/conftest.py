@@ -22,7 +22,7 @@ from ansible.plugins.loader import init_plugin_loader
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT / "roles/litellm/files/opt/modelhost/litellm/lib")]
-sys.dont_write_bytecode = True
+sys.dont_write_bytecode = sys.pycache_prefix is None
 init_plugin_loader([str(ROOT / ".collections")])
 
 from engine import Engine  # noqa: E402 - the path is set above

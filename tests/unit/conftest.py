@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ansible.plugins.loader import init_plugin_loader
 
-# The role copies the store's program as it lies here: no compiled files between its sources.
-sys.dont_write_bytecode = True
+# The role copies the store's program as it lies here: no compiled files between its sources. `./run` keeps them apart.
+sys.dont_write_bytecode = sys.pycache_prefix is None
 # What a test tells of GPUs is its own: nothing points to this machine's toolkit or cards.
 for name in [name for name in os.environ if name.startswith(("CUDA_", "NVIDIA_"))]:
     del os.environ[name]
