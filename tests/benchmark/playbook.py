@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -204,7 +205,12 @@ def measure(side: Revision, count: int, kind: str, turn: int) -> Cost:
             process = subprocess.Popen(
                 command, cwd=side.root, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
-            _, state, used = os.wait4(process.pid, 0)
+            try:
+                _, state, used = os.wait4(process.pid, 0)
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
             seconds = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(state)
         found = [json.loads(path.read_text("utf-8")) for path in Path(counted).glob("*.json")]
@@ -296,6 +302,8 @@ def memory() -> float:
 def main() -> int:
     """Entry point."""
     given = arguments()
+    # Hosts go away also when somebody ends this.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sides = [this_revision()]
     if given.against != "none":
         sides.append(other_revision(given.against))
