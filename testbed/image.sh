@@ -4,12 +4,14 @@
 #   testbed/image.sh [BASE]     BASE: ubuntu:24.04 (default), ubuntu:22.04, debian:12, …
 #
 # Where no image registry answers, the same packages come from this machine's distribution by way of mmdebstrap.
-# The tag carries a digest of this folder's recipe, so a changed recipe makes a new image.
+# MODELHOST_TESTBED_PACKAGES names further packages (a,b).
+# The tag carries a digest of the recipe, so a changed recipe makes a new image.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 base=${1:-${MODELHOST_TESTBED_BASE:-ubuntu:24.04}}
 packages=ca-certificates,curl,dbus,iproute2,openssl,procps,python3,python3-apt,sudo,systemd,systemd-sysv,tzdata
-recipe=$(cat "$here/Dockerfile" "$here/image.sh" | sha256sum | cut -c1-12)
+packages+=${MODELHOST_TESTBED_PACKAGES:+,$MODELHOST_TESTBED_PACKAGES}
+recipe=$({ cat "$here/Dockerfile" "$here/image.sh" && echo "$packages"; } | sha256sum | cut -c1-12)
 say() { printf '   %s\n' "$*" >&2; }
 
 name=modelhost-testbed:${base//[:\/]/-}-$recipe
@@ -34,7 +36,8 @@ if docker image inspect "$base" >/dev/null 2>&1 || { say "pulling $base" && time
   for variable in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
     [ -z "${!variable:-}" ] || arguments+=(--build-arg "$variable=${!variable}")
   done
-  docker build --quiet --tag "$name" --build-arg "BASE=$base" "${arguments[@]}" "$here" >&2
+  docker build --quiet --tag "$name" --build-arg "BASE=$base" --build-arg "PACKAGES=${packages//,/ }" \
+    "${arguments[@]}" "$here" >&2
   echo "$name"
   exit 0
 fi

@@ -102,7 +102,7 @@ def test_no_results_are_no_success(tmp_path: Path) -> None:
 
 def test_help_needs_nothing() -> None:
     done = subprocess.run([str(ROOT / "run"), "help"], capture_output=True, text=True, check=True)
-    for command in ("demo", "demo down", "test", "lint", "unit", "molecule", "lock"):
+    for command in ("demo", "demo down", "test", "lint", "unit", "benchmark", "molecule", "lock"):
         assert f"./run {command}" in done.stdout
 
 
