@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils.bundle_builder i
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_plan import BundleError, split_bytes
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store import WORK, Store
 from ansible_collections.modelhost.serving.plugins.module_utils.problems import problem, report
+from ansible_collections.modelhost.serving.plugins.plugin_utils.progress import Progress
 
 display = Display()
 
@@ -77,6 +78,16 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
+        with Progress("", "") as progress:
+
+            def pulse(line: str) -> None:
+                what, _, far = line.partition(": ")
+                progress.say(what, far)
+
+            return {**result, **self._build(task_vars, pulse)}
+
+    def _build(self, task_vars: Any, pulse: Callable[[str], None]) -> dict[str, Any]:
+        """How it came out."""
         arguments = self._task.args
         folder = Path(os.path.abspath(Path(str(arguments["directory"])).expanduser()))
         try:
@@ -101,11 +112,10 @@ class ActionModule(ActionBase):
                 # Records are read where they are; all that is written goes elsewhere.
                 with tempfile.TemporaryDirectory() as scratch:
                     store = Store(folder, Path(scratch))
-                    builder = Builder(store, settings, needs, display.display)
+                    builder = Builder(store, settings, needs, display.display, pulse)
                     builder.estimate()
                 missing = builder.missing
                 return {
-                    **result,
                     "changed": missing > 0,
                     "directory": str(folder),
                     "bytes": builder.total,
@@ -113,14 +123,18 @@ class ActionModule(ActionBase):
                 }
             store = Store(folder)
             with alone(store):
-                builder = Builder(store, settings, needs, display.display)
+                builder = Builder(store, settings, needs, display.display, pulse)
                 builder.estimate()
                 builder.build()
         except BundleError as error:
             item = problem("localhost", error.variable, error.value, error.why, error.fix)
-            return {**result, "failed": True, "msg": f"No bundle was made.\n{report([item])}"}
+            return {"failed": True, "msg": f"No bundle was made.\n{report([item])}"}
         except OSError as error:
-            return {**result, "failed": True, "msg": f"bundle_dir = {folder}: {error}. No bundle was made."}
+            return {"failed": True, "msg": f"bundle_dir = {folder}: {error}. No bundle was made."}
         shutil.rmtree(store.work / "parts", ignore_errors=True)
-        result.update(changed=store.changed, directory=str(folder), bytes=builder.total, missing=builder.missing)
-        return result
+        return {
+            "changed": store.changed,
+            "directory": str(folder),
+            "bytes": builder.total,
+            "missing": builder.missing,
+        }

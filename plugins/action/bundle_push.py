@@ -7,18 +7,15 @@ import os
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_transfer import Transfer, TransferError, size
-
-display = Display()
+from ansible_collections.modelhost.serving.plugins.plugin_utils.progress import Progress
 
 #: Where a host keeps what arrived, and what of it was checked.
 RECORD = "/var/cache/modelhost/bundle/.arrived.json"
 
 
-def transfer(action: ActionBase, task_vars: Any, record: str = RECORD, what: str = "bundle") -> Transfer:
-    """A transfer to the host of an action; `what` stands in its lines of progress."""
-    host = (task_vars or {}).get("inventory_hostname", "")
+def transfer(action: ActionBase, task_vars: Any, progress: Progress, record: str = RECORD) -> Transfer:
+    """A transfer to the host of an action."""
     python = str((task_vars or {}).get("ansible_python_interpreter") or "")
 
     def run(command: str, data: bytes) -> tuple[int, str, str]:
@@ -26,7 +23,7 @@ def transfer(action: ActionBase, task_vars: Any, record: str = RECORD, what: str
         return int(done.get("rc", 0)), str(done.get("stdout", "")), str(done.get("stderr", ""))
 
     def say(line: str) -> None:
-        display.display(f"    {host}  {what}  {line}")
+        progress.say("sending", line)
 
     return Transfer(run, python if python.startswith("/") else "python3", record, say)
 
@@ -38,6 +35,11 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
+        with Progress((task_vars or {}).get("inventory_hostname", ""), "bundle") as progress:
+            return {**result, **self._push(task_vars, progress)}
+
+    def _push(self, task_vars: Any, progress: Progress) -> dict[str, Any]:
+        """How it came out."""
         bundle = str(self._task.args.get("bundle") or "")
         in_place = self._task.args.get("in_place") in (True, "true", "True", "yes")
         prune = [str(path) for path in self._task.args.get("prune") or []]
@@ -46,7 +48,7 @@ class ActionModule(ActionBase):
             for item in self._task.args.get("files") or []
         ]
         check = bool(self._task.check_mode)
-        sender = transfer(self, task_vars)
+        sender = transfer(self, task_vars, progress)
         try:
             seen = sender.look(files, prune, write=not check)
             missing = [item for item, have in zip(files, seen["have"], strict=True) if have >= 0]
@@ -61,11 +63,11 @@ class ActionModule(ActionBase):
             if check:
                 text = f"would bring {len(missing)} file(s), {size(amount)}" if missing else "all of it is here"
                 if missing:
-                    sender.say(text)
-                return {**result, "changed": changed, "files": len(missing), "bytes": amount, "msg": text}
+                    progress.tell(text)
+                return {"changed": changed, "files": len(missing), "bytes": amount, "msg": text}
             sent = sender.send(files, seen)
         except (TransferError, OSError) as error:
-            host = (task_vars or {}).get("inventory_hostname", "")
-            return {**result, "failed": True, "changed": False, "msg": f"{host}: {error}"}
+            return {"failed": True, "changed": False, "msg": f"{progress.host}: {error}"}
         text = f"brought {len(missing)} file(s), {size(sent)}" if missing else "all of it is here"
-        return {**result, "changed": changed, "files": len(missing), "bytes": sent, "msg": text}
+        progress.close(text)
+        return {"changed": changed, "files": len(missing), "bytes": sent, "msg": text}

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.modelhost.serving.plugins.action.bundle_push import transfer
 from ansible_collections.modelhost.serving.plugins.module_utils.bundle_transfer import TransferError
+from ansible_collections.modelhost.serving.plugins.plugin_utils.progress import Progress
+from ansible_collections.modelhost.serving.plugins.plugin_utils.units import Unit
 
-display = Display()
-
-#: Seconds between two looks at a pull, and between two lines that say the same.
+#: Seconds between two looks at a pull.
 INTERVAL = 2.0
-REPEAT = 15.0
 #: Where a copied archive waits for being loaded.
 CACHE = "/var/cache/modelhost/images"
 
@@ -40,44 +38,42 @@ class ActionModule(ActionBase):
 
     _supports_check_mode = True
 
-    def _sh(self, command: str) -> tuple[int, str]:
-        done = self._low_level_execute_command(command, sudoable=True)
-        return int(done.get("rc", 0)), str(done.get("stdout", "")) + str(done.get("stderr", ""))
-
     def _pull(self, host: str, image: str) -> str:
         """Pull in a unit of its own, which goes on without us; the daemon's complaint, or nothing."""
-        unit = f"modelhost-image-{hashlib.sha256(image.encode()).hexdigest()[:12]}.service"
-        if self._sh(f"systemctl is-active {unit}")[0] != 0:
+        unit = Unit(self, f"modelhost-image-{hashlib.sha256(image.encode()).hexdigest()[:12]}.service")
+        if unit.sh(f"systemctl is-active {unit.name}")[0] != 0:
             # What an interrupted run left behind.
-            self._sh(f"systemctl reset-failed {unit}")
+            unit.sh(f"systemctl reset-failed {unit.name}")
             program = f"/opt/modelhost/bin/pull-image {shlex.quote(image)}"
-            status, out = self._sh(f"systemd-run --unit={unit} -p RemainAfterExit=yes {program}")
+            status, out, errors = unit.sh(f"systemd-run --unit={unit.name} -p RemainAfterExit=yes {program}")
             if status:
-                return out
-        begun = time.monotonic()
-        shown, shown_at = "", begun
+                return out + errors
+        with Progress(host, image.split("@")[0]) as progress:
+            return self._follow(unit, progress)
+
+    def _follow(self, unit: Unit, progress: Progress) -> str:
+        """Show how far a pull is until it ends; its complaint, or nothing."""
         while True:
-            _status, out = self._sh(f"systemctl show -p ActiveState,SubState,Result,InvocationID {unit}")
-            state = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
-            which = f"_SYSTEMD_INVOCATION_ID={state.get('InvocationID', '')} _SYSTEMD_UNIT={unit}"
-            lines = self._sh(f"journalctl --no-pager -o cat -n 5 {which}")[1].strip().splitlines()
-            last = lines[-1] if lines else "asking the registry"
-            if (last != shown and time.monotonic() - shown_at > INTERVAL) or time.monotonic() - shown_at > REPEAT:
-                display.display(f"    {host}  {image.split('@')[0]}  {time.monotonic() - begun:4.0f} s  {last}")
-                shown, shown_at = last, time.monotonic()
+            state = unit.state()
+            lines = unit.journal(5, state.get("InvocationID", ""))
+            progress.say("pulling", lines[-1].strip() if lines else "asking the registry")
             if state.get("SubState") == "exited" or state.get("ActiveState") in ("failed", "inactive"):
                 failed = state.get("Result") != "success"
-                self._sh(f"systemctl stop {unit}; systemctl reset-failed {unit}")
-                return "\n".join(lines) or "the pull ended without a word" if failed else ""
+                unit.sh(f"systemctl stop {unit.name}; systemctl reset-failed {unit.name}")
+                if failed:
+                    return "\n".join(lines) or "the pull ended without a word"
+                progress.close("pulled")
+                return ""
             time.sleep(INTERVAL)
 
     def _copy(self, archive: str, checksum: str, task_vars: Any) -> str:
         """The archive on the host."""
         size = Path(archive).stat().st_size
         file = {"root": CACHE, "path": f"{checksum}.tar", "source": archive, "size": size, "sha256": checksum}
-        sender = transfer(self, task_vars, f"{CACHE}/.arrived.json", "image")
         files = [{**file, "unless": []}]
-        sender.send(files, sender.look(files, [], write=True))
+        with Progress((task_vars or {}).get("inventory_hostname", ""), "image") as progress:
+            sender = transfer(self, task_vars, progress, f"{CACHE}/.arrived.json")
+            sender.send(files, sender.look(files, [], write=True))
         return f"{CACHE}/{checksum}.tar"
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
@@ -108,14 +104,16 @@ class ActionModule(ActionBase):
         if archive:
             if not remote and not Path(archive).is_file():
                 return {**result, "failed": True, "msg": f"there is no file {archive} on the controller"}
-            display.display(f"    {host}  loading {archive}")
+            Progress(host, "image").tell(f"loading {archive}")
             try:
                 place = archive if remote else self._copy(archive, checksum, task_vars)
             except TransferError as error:
                 return {**result, "failed": True, "msg": f"{host}: {error}"}
             done = module(archive=place, load=True)
             if not remote:
-                self._sh(f"rm -f {place} {CACHE}/.arrived.json {CACHE}/.arrived.json.lock")
+                self._low_level_execute_command(
+                    f"rm -f {place} {CACHE}/.arrived.json {CACHE}/.arrived.json.lock", sudoable=True
+                )
             return {**result, **done}
         if image.startswith("sha256:"):
             why = "this host has no image of this id; load it there (`docker load`), or name one that can be pulled"

@@ -83,9 +83,15 @@ class Builder:
     """One build."""
 
     def __init__(
-        self, store: Store, settings: Settings, needs: list[dict[str, Any]], say: Callable[[str], None]
+        self,
+        store: Store,
+        settings: Settings,
+        needs: list[dict[str, Any]],
+        say: Callable[[str], None],
+        pulse: Callable[[str], None],
     ) -> None:
-        self.store, self.settings, self.needs, self.say = store, settings, needs, say
+        # `say` takes lines that stay, `pulse` what a moment later is no longer true.
+        self.store, self.settings, self.needs, self.say, self.pulse = store, settings, needs, say, pulse
         self.parts: list[Part] = []
         self.total = self.missing = 0
         #: Platform → its manifest entry; the locks that it takes.
@@ -372,8 +378,8 @@ class Builder:
         if self.missing or not self._sound(before):
             # An interrupted build has no manifest, so that nobody installs from half a bundle.
             self._unfinish()
-        fetch(store, self.wheels, self.say, "wheels")
-        fetch(store, self.pythons, self.say, "Python builds")
+        fetch(store, self.wheels, self.pulse, "wheels")
+        fetch(store, self.pythons, self.pulse, "Python builds")
         self._build_debs()
         self._build_npm()
         images = self._build_images()
@@ -477,7 +483,7 @@ class Builder:
         (file,) = uv.wheels({"component": "node", "lock": lock}, "3.11", own, "")
         target = self.store.work / "node.whl"
         scratch = Store(self.store.work / "node")
-        fetch(scratch, [File("node.whl", file.url, file.size, file.sha256)], self.say, "Node")
+        fetch(scratch, [File("node.whl", file.url, file.size, file.sha256)], self.pulse, "Node")
         os.replace(scratch.folder / "node.whl", target)
         return target
 
@@ -603,7 +609,7 @@ class Builder:
         store.changed = True
 
     def _follow(self, running: subprocess.Popen[bytes], status: Path) -> None:
-        """Lines of progress until the program ends; it ends with us."""
+        """Say how far it is until the program ends; it ends with us."""
         try:
             while True:
                 try:
@@ -614,7 +620,7 @@ class Builder:
                         told = json.loads(status.read_text(encoding="utf-8"))
                         left = f", about {duration(told['left'])} left" if told.get("left") else ""
                         amount = f"{human(told['done'])} of {human(told['total'])}"
-                        self.say(f"models: {amount}, {human(told.get('rate') or 0)}/s{left} ({told['doing']})")
+                        self.pulse(f"models: {amount}, {human(told.get('rate') or 0)}/s{left} ({told['doing']})")
         finally:
             if running.poll() is None:
                 running.terminate()
@@ -702,7 +708,7 @@ class Builder:
             began = time.monotonic()
 
             def pulse(done: int) -> None:
-                self.say(progress("archive", done, total, time.monotonic() - began))
+                self.pulse(progress("archive", done, total, time.monotonic() - began))
 
             made = bundle_tools.archive(self.store, names, stem, self.settings.split, pulse)
             write(sums, made_from + "".join(f"{sha256}  {name}\n" for name, sha256 in made))

@@ -28,8 +28,8 @@ WORKERS = 6
 TRIES = 5
 #: Seconds before the second attempt, about half of it; each further one waits twice as long.
 PAUSE = 1.0
-#: Seconds without a byte after which a connection is given up, and between lines of progress.
-TIMEOUT, PULSE = 60, 10
+#: Seconds without a byte after which a connection is given up, and between two looks at how far something is.
+TIMEOUT, PULSE = 60, 1
 
 
 def digest(path: Path) -> str:
@@ -269,7 +269,7 @@ def fetch_one(store: Store, file: File, meter: Meter, stop: threading.Event) -> 
 
 
 def fetch(store: Store, files: list[File], say: Callable[[str], None], what: str = "fetching") -> None:
-    """All files that are not there yet, several at once, with lines of progress."""
+    """All files that are not there yet, several at once; `say` hears how far it is."""
     missing = []
     for file in files:
         if store.has(file.path, file.sha256):

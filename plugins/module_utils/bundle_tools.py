@@ -35,7 +35,7 @@ from ansible_collections.modelhost.serving.plugins.module_utils.bundle_plan impo
     uv_platform,
     wheels,
 )
-from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store import Store, opened, parts
+from ansible_collections.modelhost.serving.plugins.module_utils.bundle_store import PULSE, Store, opened, parts
 
 #: Files of apt that hold the distribution's own archive; others would bring packages of other people.
 OWN_SOURCES = ("sources.list", "sources.list.d/debian.sources", "sources.list.d/ubuntu.sources")
@@ -438,7 +438,7 @@ def archive(store: Store, files: list[str], stem: Path, size: int, say: Callable
     began = [time.monotonic()]
 
     def pulse(total: int) -> None:
-        if time.monotonic() - began[0] > 10:
+        if time.monotonic() - began[0] > PULSE:
             began[0] = time.monotonic()
             say(total)
 

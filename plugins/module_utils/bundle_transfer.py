@@ -24,8 +24,6 @@ MOST = 128 << 20
 SECONDS = 5.0
 #: Bytes that stay free on each file system of a host.
 RESERVE = 1 << 30
-#: Seconds between two lines of progress.
-INTERVAL = 5.0
 #: Times that a file is sent which arrived with another hash.
 TRIES = 2
 
@@ -106,7 +104,7 @@ class Transfer:
         if not missing:
             return 0
         self.expect_space(missing, seen["space"])
-        self.begun, self.shown = time.monotonic(), time.monotonic()
+        self.begun = time.monotonic()
         self.total = sum(item["size"] - have for item, have in missing)
         self.sent, self.room, self.best = 0, LEAST, 0.0
         number = len(missing)
@@ -149,14 +147,12 @@ class Transfer:
         self.best = max(speed, self.best * 0.9)
         room = min(MOST, speed * SECONDS, self.room * 2) if speed > self.best / 2 else self.room / 2
         self.room = max(LEAST, int(room))
-        if now - self.shown > INTERVAL or self.sent >= self.total:
-            rate = self.sent / max(now - self.begun, 0.01)
-            left = max(self.total - self.sent, 0) / max(rate, 1)
-            self.say(
-                f"{size(self.sent)} of {size(self.total)}  {rate / (1 << 20):.1f} MiB/s  {clock(left)} left  "
-                f"{Path(chunk[-1]['path']).name}"
-            )
-            self.shown = now
+        rate = self.sent / max(now - self.begun, 0.01)
+        left = max(self.total - self.sent, 0) / max(rate, 1)
+        self.say(
+            f"{size(self.sent)} of {size(self.total)}  {rate / (1 << 20):.1f} MiB/s  {clock(left)} left  "
+            f"{Path(chunk[-1]['path']).name}"
+        )
         return list(answer["wrong"])
 
     def expect_space(self, missing: list[tuple[Item, int]], space: dict[str, dict[str, int]]) -> None:

@@ -609,7 +609,7 @@ def build(folder: Path, root: Path, needs: dict[str, Any], **more: Any) -> tuple
     store = bundle_store.Store(folder)
     store.work.mkdir(parents=True, exist_ok=True)
     full = [{"host": "h", "platform": BOOKWORM, **needs}]
-    builder = bundle_builder.Builder(store, settings(root, **more), full, lines.append)
+    builder = bundle_builder.Builder(store, settings(root, **more), full, lines.append, lines.append)
     builder.estimate()
     builder.build()
     return store, lines
@@ -735,7 +735,7 @@ def test_hosts_share_what_they_share(tmp_path: Path, project: Path) -> None:
         }
         for host, code in itertools.product("gh", (False, True))
     ]
-    builder = bundle_builder.Builder(store, settings(project), needs, lambda _line: None)
+    builder = bundle_builder.Builder(store, settings(project), needs, print, print)
     (merged,) = builder.models
     assert merged["code"]
     assert merged["files_digest"] == digest
