@@ -18,7 +18,13 @@ PROCESSOR = "processor"
 
 
 def add_case(
-    file: Path, name: str, code: str, seconds: str, log: Path, processor: str = "", steps: Iterable[tuple[str, str]] = ()
+    file: Path,
+    name: str,
+    code: str,
+    seconds: str,
+    log: Path,
+    processor: str = "",
+    steps: Iterable[tuple[str, str]] = (),
 ) -> None:
     suite = ET.parse(file).getroot() if file.exists() else ET.Element("testsuite", name=file.stem)
     case = ET.SubElement(suite, "testcase", classname=file.stem, name=name, time=seconds)

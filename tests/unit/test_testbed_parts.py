@@ -45,9 +45,7 @@ def arguments(command: Path, lanes: int, *parts: str) -> list[str]:
 
 
 def run(command: Path, lanes: int, *parts: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments(command, lanes, *parts), capture_output=True, text=True, check=False, timeout=HANGS
-    )
+    return subprocess.run(arguments(command, lanes, *parts), capture_output=True, text=True, check=False, timeout=HANGS)
 
 
 def totals(folder: Path) -> subprocess.CompletedProcess[str]:
