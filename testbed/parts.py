@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Run parts of the test beside each other, and print the output of each whole when it has ended.
 
-parts.py [--lanes N] LOGS REPORT COMMAND PART…
+parts.py [--lanes N] [--behind PART]… LOGS REPORT COMMAND PART…
 
 A part is one argument: words for COMMAND, such as "scenario default". Its output goes to LOGS/scenario-default.log, its
-result into REPORT (JUnit XML, with seconds). The next part starts when a lane is free, so name the longest first.
+result into REPORT (JUnit XML, with seconds). The next part starts when a lane is free, so name the longest first. Parts
+that are named --behind take what processor time the others leave: an engine waits for no unit test.
 An interrupt reaches all parts, and nothing that they started goes on.
 """
 
@@ -87,8 +88,8 @@ def descendants() -> list[int]:
 class Run:
     """All parts."""
 
-    def __init__(self, logs: Path, report: Path, command: str, lanes: int) -> None:
-        self.logs, self.report, self.command, self.lanes = logs, report, command, lanes
+    def __init__(self, logs: Path, report: Path, command: str, lanes: int, behind: list[str]) -> None:
+        self.logs, self.report, self.command, self.lanes, self.behind = logs, report, command, lanes, behind
         self.running: dict[int, Part] = {}
         self.failed = False
         self.terminal = sys.stdout.isatty()
@@ -106,7 +107,7 @@ class Run:
                 stdout=handle,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=self.as_usual,
+                preexec_fn=self.behind_the_others if name in self.behind else self.as_usual,
             )
         self.running[process.pid] = Part(name, log, process)
 
@@ -115,6 +116,10 @@ class Run:
         """A part takes signals as if it had been started by a shell."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def behind_the_others(self) -> None:
+        os.nice(10)
+        self.as_usual()
 
     def say(self, text: str) -> None:
         print(f"{self.erased()}    {text}", flush=True)
@@ -204,13 +209,14 @@ class Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lanes", type=int, default=lanes())
+    parser.add_argument("--behind", action="append", default=[])
     parser.add_argument("logs", type=Path)
     parser.add_argument("report", type=Path)
     parser.add_argument("command")
     parser.add_argument("parts", nargs="+")
     given = parser.parse_args()
     given.logs.mkdir(parents=True, exist_ok=True)
-    return Run(given.logs, given.report, given.command, given.lanes).all(given.parts)
+    return Run(given.logs, given.report, given.command, given.lanes, given.behind).all(given.parts)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ cd "$(dirname "$0")"
 case $1 in
   meet) echo "$2 one"; touch "$2"; until [ -e "$3" ]; do sleep 0.02; done; echo "$2 two" ;;
   alone) mkdir busy && echo alone && sleep 0.1 && rmdir busy ;;
+  nice) nice ;;
   fail) echo "what went wrong"; exit 3 ;;
   steps) echo "INFO     [default > create] Executing"; echo "INFO     [default > verify] Executing"; sleep 1.2 ;;
   stay) trap 'echo tidied >tidied; exit 130' INT
@@ -64,6 +65,15 @@ def test_two_at_once_and_each_output_in_one_piece(command: Path) -> None:
 
 def test_not_more_than_there_are_lanes(command: Path) -> None:
     assert run(command, 1, "alone 1", "alone 2", "alone 3").returncode == 0
+
+
+def test_a_part_behind_the_others_leaves_them_the_processor(command: Path) -> None:
+    own = os.nice(0)
+    for part, expected in (("nice", min(own + 10, 19)), ("nice x", own)):
+        script = [sys.executable, str(ROOT / "testbed/parts.py"), "--behind", "nice", str(command.parent / "logs")]
+        script += [str(command.parent / "parts.xml"), str(command), part]
+        subprocess.run(script, check=True, capture_output=True, timeout=HANGS)
+        assert (command.parent / f"logs/{part.replace(' ', '-')}.log").read_text() == f"{expected}\n"
 
 
 def test_what_fails_is_printed_and_counted_and_the_others_run(command: Path) -> None:
