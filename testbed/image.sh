@@ -15,6 +15,10 @@ recipe=$({ cat "$here/Dockerfile" "$here/image.sh" && echo "$packages"; } | sha2
 say() { printf '   %s\n' "$*" >&2; }
 
 name=modelhost-testbed:${base//[:\/]/-}-$recipe
+# Two scenarios may want it at the same time; the second finds it made.
+mkdir -p "$here/../.cache"
+exec 9>"$here/../.cache/image.lock"
+flock 9
 # shellcheck source=/dev/null
 . /etc/os-release
 case ${ID:-} in

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from patience import HANGS
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 NAME = f"modelhost-docker-engine-{os.getpid()}"
 INVENTORY = {
     "testbed": {

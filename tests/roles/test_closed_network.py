@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from patience import wait_until
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 #: One network, one gate, one host for each run.
 NAME = f"modelhost-closed-{os.getpid()}"
 USER, PASSWORD = "builder", "Tr0ub4dor&3"
@@ -117,7 +117,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
         "-CAkey", "ca.key", "-addext", "basicConstraints=CA:FALSE", "-keyout", "gate.key", "-out", "gate.pem",
         cwd=folder,
     )  # fmt: skip
-    shutil.copy(ROOT / "tests/hosts/containers/files/gate.py", folder)
+    shutil.copy(ROOT / "tests/roles/files/gate.py", folder)
     proxies = [
         item for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ for item in ("-e", name)
     ]
