@@ -173,6 +173,7 @@ class ActionModule(ActionBase):
             {
                 "files": {"type": "list", "elements": "dict", "required": True, "options": FILE},
                 "derive": {"type": "list", "elements": "dict", "default": [], "options": DERIVED},
+                "look": {"type": "list", "elements": "path", "default": []},
             }
         )
         entries = [one for entry in arguments["files"] for one in of_each(entry)]
@@ -188,7 +189,7 @@ class ActionModule(ActionBase):
         rules = [{**rule, "command": shlex.split(rule["command"])} for rule in arguments["derive"]]
         result: dict[str, Any] = self._execute_module(
             module_name="modelhost.serving.host_files_apply",
-            module_args={"payload": payload, "derive": rules},
+            module_args={"payload": payload, "derive": rules, "look": arguments["look"]},
             task_vars=task_vars,
         )
         # The arguments hold the contents.

@@ -118,6 +118,11 @@ options:
         description: The command, without a shell.
         type: str
         required: true
+  look:
+    description: Paths of which RV(there) shall say whether they are there, so that no other task has to ask the host.
+    type: list
+    elements: path
+    default: []
 notes:
   - Links in the way of a path are followed if they belong to root. Folders of other accounts are refused as a place for
     root's files, because their owner could lead root elsewhere.
@@ -161,4 +166,9 @@ changes:
       description: Any of C(created), C(content), C(target), C(owner), C(group), C(mode), C(removed), C(derived).
       type: list
       elements: str
+there:
+  description: Those of O(look) that were there before anything was changed; links count by themselves.
+  returned: always
+  type: list
+  elements: path
 """

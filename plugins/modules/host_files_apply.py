@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import zlib
 
 from ansible.module_utils.basic import AnsibleModule
@@ -26,6 +27,11 @@ options:
     type: list
     elements: dict
     default: []
+  look:
+    description: See M(modelhost.serving.host_files).
+    type: list
+    elements: path
+    default: []
 """
 EXAMPLES = r"""
 # Only from the action plugin of modelhost.serving.host_files.
@@ -36,6 +42,11 @@ changes:
   returned: always
   type: list
   elements: dict
+there:
+  description: See M(modelhost.serving.host_files).
+  returned: always
+  type: list
+  elements: path
 """
 
 
@@ -54,6 +65,7 @@ def main() -> None:
         argument_spec={
             "payload": {"type": "str", "required": True, "no_log": True},
             "derive": {"type": "list", "elements": "dict", "default": []},
+            "look": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
@@ -62,6 +74,7 @@ def main() -> None:
         code, out, err = module.run_command(arguments)
         return code, out + err
 
+    there = [path for path in module.params["look"] if os.path.lexists(path)]
     writer = host_files.Writer(unpacked(module.params["payload"]), module.check_mode, run, diff=module._diff)
     rules = module.params["derive"]
     try:
@@ -72,7 +85,7 @@ def main() -> None:
                 writer.finish(rules)
     except host_files.Refused as error:
         module.fail_json(msg=str(error), problems=error.problems, changes=error.changes, changed=bool(error.changes))
-    result = {"changed": bool(writer.changes), "changes": writer.changes}
+    result = {"changed": bool(writer.changes), "changes": writer.changes, "there": there}
     if writer.diff is not None:
         result["diff"] = writer.diff
     module.exit_json(**result)
