@@ -1,5 +1,5 @@
 # MIT licence (see LICENSE)
-"""Writing files that hold secrets. Goes to hosts: Python 3.8, standard library."""
+"""Reading and writing whole files, also those that hold secrets. Goes to hosts: Python 3.8, standard library."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def read(path: str) -> str | None:
         return None
 
 
-def write(module: Any, path: str, text: str) -> None:
-    """All of a file or nothing. A new one is its owner's alone from its first instant; an old one keeps its mode.
+def write(module: Any, path: str, text: str, private: bool = True) -> None:
+    """All of a file or nothing; an old one keeps its owner and mode. A private new one is its owner's alone at once.
 
     `atomic_move` gives a new file 0666 without the umask's bits, and who opens it before the module sets its mode
     can go on reading it.
@@ -27,6 +27,8 @@ def write(module: Any, path: str, text: str) -> None:
         temporary = os.path.join(module.tmpdir, "secret")
         with open(temporary, "w", encoding="utf-8") as handle:
             handle.write(text)
+        if not private:
+            os.umask(before)
         module.atomic_move(temporary, path)
     finally:
         os.umask(before)

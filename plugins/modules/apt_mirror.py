@@ -9,6 +9,7 @@ import os
 import re
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.modelhost.serving.plugins.module_utils import secret_text
 
 DOCUMENTATION = r"""
 module: apt_mirror
@@ -157,22 +158,10 @@ def original(path: str, text: str, kept: str | None, *mirrors: dict) -> str:
     return text
 
 
-def read(path: str) -> str | None:
-    """A file's text, or None."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return handle.read()
-    except FileNotFoundError:
-        return None
-
-
 def write(module: AnsibleModule, path: str, text: str) -> None:
-    """All of a file or nothing. Its owner and mode stay."""
+    """A file that everybody may read, and the folder for it."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    temporary = os.path.join(module.tmpdir, "part")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-    module.atomic_move(temporary, path)
+    secret_text.write(module, path, text, private=False)
 
 
 def main() -> None:
@@ -195,11 +184,11 @@ def main() -> None:
             )
     wanted = {name: params[name] for name in ("mirror", "security_mirror", "keyring") if params[name]}
     record = os.path.join(keep, "mirrors.json")
-    before = json.loads(read(record) or "{}")
+    before = json.loads(secret_text.read(record) or "{}")
     changed, diff = [], []
     for name in SOURCES:
         path, kept_path = os.path.join(params["apt_dir"], name), os.path.join(keep, name)
-        text, kept = read(path), read(kept_path)
+        text, kept = secret_text.read(path), secret_text.read(kept_path)
         if text is None:
             continue
         base = original(path, text, kept, before, wanted)

@@ -99,6 +99,7 @@ def keep(path: str, before: dict[str, str]) -> None:
         if os.path.exists(path):
             os.unlink(path)
         return
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     with open(path + ".part", "w", encoding="utf-8") as handle:
         json.dump(before, handle, indent=1, sort_keys=True)
         handle.write("\n")

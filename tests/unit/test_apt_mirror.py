@@ -130,7 +130,7 @@ def module(folder: Path, check: bool = False, **options: Any) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "plugins/modules/apt_mirror.py")],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}), capture_output=True, text=True, check=False,
-        env={**os.environ, "_ANSIBLE_TEST": "1"},
+        env={**os.environ, "_ANSIBLE_TEST": "1", "PYTHONPATH": str(ROOT / ".collections")},
     )  # fmt: skip
     result: dict[str, Any] = json.loads(done.stdout)
     return result

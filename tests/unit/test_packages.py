@@ -66,11 +66,12 @@ class Run:
 
 def test_only_what_dpkg_calls_installed_counts(tmp_path: Path) -> None:
     listing = (
-        "installed amd64 procps\nconfig-files amd64 gone\nhalf-configured all broken\ninstalled all python3-venv\n"
+        "installed procps amd64\nconfig-files gone amd64\nhalf-configured broken all\n"
+        "installed python3-venv all\nnot-installed mentioned \n"
     )
-    names = ["procps", "gone", "broken", "python3-venv", "never-heard-of"]
+    names = ["procps", "gone", "broken", "python3-venv", "mentioned", "never-heard-of"]
     seen = look(tmp_path, names, listing, code=1)
-    assert seen["missing"] == ["gone", "broken", "never-heard-of"]
+    assert seen["missing"] == ["gone", "broken", "mentioned", "never-heard-of"]
     assert seen["changed"]
     assert (tmp_path / "asked").read_text().split()[-6:] == names
     assert not look(tmp_path, ["procps"], listing)["changed"]
