@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.modelhost.serving.plugins.filter import vllm as vllm_filters
 from ansible_collections.modelhost.serving.plugins.lookup.pin import pin
 from ansible_collections.modelhost.serving.plugins.module_utils import catalog, gateways, vllm_backends, vllm_flags
 from hypothesis import given, settings
@@ -87,6 +89,18 @@ def test_effective_instance_of_the_loopback_model() -> None:
     assert got["environment"]["VLLM_ENGINE_READY_TIMEOUT_S"] == str(got["start_timeout"])
     assert got["environment"]["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert not any("api-key" in word for word in got["argv"])
+
+
+def test_an_engine_restarts_for_the_files_that_it_has_read() -> None:
+    engine: dict[str, Any] = {"name": "coder", "runtime": "venv", "flags": {"chat_template": "/models/x.jinja"}}
+    unit = vllm_filters.unit(engine, "/home", "/etc/keys")
+    guard = "/opt/modelhost/vllm/share/guard/modelhost_engine_guard.py"
+    release = ["/home/current", "/home/current/.complete"]
+    assert unit == {"unit": "vllm@coder.service", "depends": [*release, "/etc/keys/coder.env", guard]}
+    engine["runtime"] = "docker"
+    engine["flags"] = {"chat_template": None, "tool_parser_plugin": "/opt/modelhost/vllm/share/parsers/x.py"}
+    depends = vllm_filters.unit(engine, "/home", "/etc/keys")["depends"]
+    assert depends == ["/etc/keys/coder.env", guard, "/opt/modelhost/vllm/share/parsers/x.py"]
 
 
 def test_start_timeout_grows_with_the_weights() -> None:
