@@ -62,7 +62,7 @@ class ActionModule(ActionBase):
                 unit.sh(f"systemctl stop {unit.name}; systemctl reset-failed {unit.name}")
                 if failed:
                     return "\n".join(lines) or "the pull ended without a word"
-                progress.close("pulled")
+                progress.close(f"pulled: {lines[-1].strip()}" if lines else "pulled")
                 return ""
             time.sleep(INTERVAL)
 

@@ -253,7 +253,10 @@ class CallbackModule(Default):
             if color == C.COLOR_UNREACHABLE:
                 # Which task it was when the host did not answer is chance.
                 lines = [line for line in lines if not line.startswith("Origin: ")]
-            lines += tracebacks_of(exception) + self._rest(found, whole=not lines)
+            # Ansible 2.18 and earlier has a module's traceback in both places.
+            if not (isinstance(exception, str) and exception.strip() in str(found.get("module_stderr"))):
+                lines += tracebacks_of(exception)
+            lines += self._rest(found, whole=not lines)
         self._block(subject, lines, color, self.get_option("display_failed_stderr"))
 
     def _rest(self, found: dict[str, Any], whole: bool) -> list[str]:

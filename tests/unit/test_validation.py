@@ -272,7 +272,7 @@ def test_a_key_that_stands_in_the_inventory_is_refused_and_a_vaulted_one_is_not(
     )  # fmt: skip
     out = done.stdout + done.stderr
     assert done.returncode != 0
-    assert "box: litellm_users[0].key\n    the key stands as plain text in hosts.yml: whoever reads" in out
+    assert "    box: litellm_users[0].key\n        the key stands as plain text in hosts.yml: whoever reads" in out
     assert "ansible-vault encrypt_string" in out
     assert "1 problem(s)" in out
     warned = "[WARNING]: box: litellm_users[2].key\n    the expression for it in hosts.yml does not lead to a vault"
