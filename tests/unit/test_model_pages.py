@@ -22,6 +22,8 @@ LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)")
 ROW = re.compile(r"(?m)^\| \[`([^`]+)`\]\(([^)]+)\)")
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+#: A page that no model has.
+STRAY = "gone.zh-CN.md"
 
 
 def chinese(path: Path) -> Path:
@@ -185,13 +187,13 @@ def test_a_check_names_what_would_change_and_changes_nothing(
     capsys.readouterr()
     assert tool.main() == 0
     assert capsys.readouterr().out == ""
-    (docs / "models/gone.zh-CN.md").write_text("# gone\n")
+    (docs / "models" / STRAY).write_text("# gone\n")
     (docs / "models/loopback.md").write_text("# old\n")
     (docs / "models/glm-5.3.md").unlink()
     before = held(docs)
     assert tool.main() == 1
     assert sorted(capsys.readouterr().out.splitlines()) == [
-        "left over: docs/models/gone.zh-CN.md",
+        f"left over: docs/models/{STRAY}",
         "stale: docs/models/glm-5.3.md",
         "stale: docs/models/loopback.md",
     ]
