@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -101,16 +102,27 @@ def test_every_model_fits_somewhere() -> None:
         assert any(key.startswith(f"{name} on ") for key in names), name
 
 
-def test_flags_and_parsers_are_the_engines_own(container: str, root: Path) -> None:
+#: What its parser has to refuse.
+WRONG = {"wrong: gone": ["/m", "--swap-space", "4"], "wrong: no parser": ["/m", "--enable-auto-tool-choice"]}
+
+
+@functools.cache
+def engine_says(container: str) -> tuple[Any, dict[str, str | None]]:
+    """How the engine describes itself, and its parser's verdicts: in one process, because vLLM is long in loading."""
+    describe = (ROOT / "catalog/engines/describe_vllm.py").read_text(encoding="utf-8")
+    out = engine_python(container, describe + PARSE % json.dumps({**rendered(), **WRONG}))
+    printed, verdicts = out.split("VERDICTS")
+    return json.loads(printed), json.loads(verdicts)
+
+
+def test_flags_and_parsers_are_the_engines_own(container: str) -> None:
     """catalog/engines/ is what validation knows of vLLM without an engine at hand."""
-    printed = json.loads(engine_python(container, (root / "catalog/engines/describe_vllm.py").read_text()))
+    printed, _verdicts = engine_says(container)
     assert printed == vllm_flags.engine_description(VERSION)
 
 
 def test_the_real_parser_takes_what_we_render_and_refuses_what_it_should(container: str) -> None:
-    wrong = {"wrong: gone": ["/m", "--swap-space", "4"], "wrong: no parser": ["/m", "--enable-auto-tool-choice"]}
-    out = engine_python(container, PARSE % json.dumps({**rendered(), **wrong}))
-    verdicts = json.loads(out.split("VERDICTS")[1])
+    _printed, verdicts = engine_says(container)
     assert len(verdicts) >= 200
     for name, verdict in verdicts.items():
         assert (verdict is not None) == name.startswith("wrong"), f"{name}: {verdict}"
