@@ -761,7 +761,7 @@ def project(inputs: Inputs) -> Project:
 
 
 def new_key() -> str:
-    """A key as the role's module secret_file makes it."""
+    """A key as an engine's role makes it."""
     return "sk-" + secrets.token_urlsafe(KEY_BYTES)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -29,39 +28,6 @@ def module(name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(done.stdout or "{}")
     result["_text"] = done.stdout + done.stderr
     return result
-
-
-def test_secret_file_makes_one_secret_and_keeps_it(tmp_path: Path) -> None:
-    path = tmp_path / "key"
-    assert module("secret_file", check=True, path=str(path))["changed"]
-    assert not path.exists()
-    first = module("secret_file", path=str(path), mode="0600")
-    secret = path.read_text().strip()
-    assert first["changed"]
-    assert secret.startswith("sk-")
-    assert len(secret) > 40
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    second = module("secret_file", path=str(path), mode="0600")
-    assert not second["changed"]
-    assert path.read_text().strip() == secret
-    assert secret not in first["_text"] + second["_text"]
-
-
-def test_secret_file_in_a_second_form_follows_the_first(tmp_path: Path) -> None:
-    key, env = tmp_path / "key", tmp_path / "env"
-    arguments: dict[str, Any] = {"path": str(env), "secret_path": str(key), "template": "VLLM_API_KEY={}"}
-    assert module("secret_file", check=True, **arguments)["changed"]
-    assert "there is no file" in module("secret_file", **arguments)["msg"]
-    key.write_text("sk-one\n")
-    assert module("secret_file", **arguments)["changed"]
-    assert env.read_text() == "VLLM_API_KEY=sk-one\n"
-    assert not module("secret_file", **arguments)["changed"]
-    key.write_text("sk-two\n")
-    assert module("secret_file", **arguments)["changed"]
-    assert env.read_text() == "VLLM_API_KEY=sk-two\n"
-    assert module("secret_file", path=str(env), state="absent")["changed"]
-    assert not env.exists()
-    assert not module("secret_file", path=str(env), state="absent")["changed"]
 
 
 def test_a_release_is_named_after_all_that_goes_into_it() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +67,20 @@ def digest(path: Path) -> str:
 @pytest.mark.parametrize("final", ["0600", "0640"])
 def test_a_new_secret_is_nobody_elses_from_its_first_instant(tmp_path: Path, final: str) -> None:
     path, log = tmp_path / "secret", tmp_path / "log"
-    assert run("secret_file", (path, log), path=str(path), mode=final)["changed"]
-    modes = log.read_text().split()
-    assert len(modes) >= 2
-    assert set(modes) <= {"600", final[1:]}, modes
+
+    def written(**more: Any) -> bool:
+        item = {"path": str(path), "mode": int(final, 8), "hidden": True, "validate": [], **more}
+        payload = base64.b64encode(zlib.compress(json.dumps([item]).encode())).decode()
+        return bool(run("host_files_apply", (path, log), payload=payload)["changed"])
+
+    assert written(kind="secret", generate="sk-{}")
+    assert set(log.read_text().split()) == {final[1:]}
     assert mode(path) == int(final, 8)
     # And not in between, when it is written again.
     log.unlink()
-    assert run("secret_file", (path, log), path=str(path), mode=final, content="sk-another")["changed"]
-    assert set(log.read_text().split()) <= {"600", final[1:]}
+    assert written(kind="file", data=base64.b64encode(b"sk-another").decode())
+    assert path.read_text() == "sk-another"
+    assert set(log.read_text().split()) == {final[1:]}
 
 
 def test_so_are_hashes_and_engines_keys(tmp_path: Path) -> None:
