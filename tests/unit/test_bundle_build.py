@@ -179,8 +179,13 @@ def test_sources_are_those_of_the_variable_or_the_archive(tmp_path: Path, monkey
 
 # --- every package that a role installs is in the bundle ---------------------------------------------------------
 
-#: Modules of tasks that fetch something.
-FETCHING = ("ansible.builtin.apt", "modelhost.serving.python_release", "modelhost.serving.container_image")
+#: Modules of tasks that fetch something, and the option that says what.
+FETCHING = {
+    "ansible.builtin.apt": "name",
+    "modelhost.serving.packages": "names",
+    "modelhost.serving.python_release": "lock",
+    "modelhost.serving.container_image": "image",
+}
 NAME = re.compile(r"__[a-z0-9_]+")
 
 
@@ -205,7 +210,7 @@ def fetching() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
 def test_whatever_a_role_fetches_its_needs_name() -> None:
     seen = set()
     for role, module, options, task in fetching():
-        key = {FETCHING[0]: "name", FETCHING[1]: "lock", FETCHING[2]: "image"}[module]
+        key = FETCHING[module]
         if key not in options:
             continue
         seen.add(role)

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ansible_collections.modelhost.serving.plugins.action import stage_models
 from ansible_collections.modelhost.serving.plugins.module_utils import catalog, model_store
 
@@ -93,25 +92,31 @@ def test_a_mirror_that_is_an_engine_builds_its_own_models_too() -> None:
 
 def test_progress_says_bytes_rate_and_time_left() -> None:
     status = {"total": 30 * 2**30, "done": 12 * 2**30, "rate": 98.4e6, "left": 196.4}
-    assert stage_models.progress(status) == "12.0 GiB of 30.0 GiB (40 %), 98 MB/s, 3 min 16 s left"
-    assert stage_models.progress({"total": 0, "done": 0, "rate": 0}) == ""
+    assert stage_models.numbers(status) == "12.0 GiB of 30.0 GiB (40 %), 98 MB/s, 3 min 16 s left"
+    assert stage_models.numbers({"total": 0, "done": 0, "rate": 0}) == ""
     assert stage_models.duration(7325) == "2 h 02 min"
 
 
-def test_a_job_is_held_against_the_files_that_it_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shell(_self: Any, command: str) -> str:
+class Here:
+    """Stands in for a unit on a host: its shell is this machine's."""
+
+    def sh(self, command: str) -> str:
         return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False).stdout
 
-    monkeypatch.setattr(stage_models.ActionModule, "_sh", shell)
-    action = object.__new__(stage_models.ActionModule)
+
+def test_a_job_is_held_against_the_files_that_it_goes_by(tmp_path: Path) -> None:
+    def outdated() -> bool:
+        action: Any = object.__new__(stage_models.ActionModule)
+        return bool(action._outdated(Here(), str(mark), depends))
+
     mark, job, unit = tmp_path / "stage.started", tmp_path / "a job.json", tmp_path / "model-store@.service"
     depends = [str(job), str(unit), str(tmp_path / "missing")]
     for path in (job, unit):
         path.touch()
         os.utime(path, (100, 100))
-    assert action._outdated(str(mark), depends), "a job of an earlier release leaves no mark"
+    assert outdated(), "a job of an earlier release leaves no mark"
     mark.touch()
     os.utime(mark, (200, 200))
-    assert not action._outdated(str(mark), depends)
+    assert not outdated()
     os.utime(job, (300, 300))
-    assert action._outdated(str(mark), depends)
+    assert outdated()

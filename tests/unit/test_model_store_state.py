@@ -15,7 +15,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.modelhost.serving.plugins.filter.model_store_forecast import store_forecast
 from ansible_collections.modelhost.serving.plugins.module_utils import model_manifest, model_store_forecast
 from ansible_collections.modelhost.serving.plugins.modules import model_store_state
-from patience import HANGS
+from patience import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISION = "a" * 40
@@ -130,7 +130,10 @@ def test_prune_leaves_what_somebody_uses_or_stages(tmp_path: Path) -> None:
     locks = tmp_path / ".locks"
     locks.mkdir()
     process = subprocess.Popen([sys.executable, "-c", "input()", str(used)], stdin=subprocess.PIPE)
+    own = Path(f"/proc/{process.pid}/cmdline")
     try:
+        # The kernel lets Popen go on before the new program's words are there.
+        wait_until(lambda: os.fsencode(used) in own.read_bytes(), "the process has its words")
         with open(locks / f"Org--Name--{OTHER}.lock", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = look(tmp_path, prune=True)
