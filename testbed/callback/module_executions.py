@@ -6,6 +6,7 @@ It does nothing unless MODELHOST_EXECUTIONS names a folder; there it leaves one 
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -103,8 +104,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self.folder.mkdir(parents=True, exist_ok=True)
         handle, self.lines = tempfile.mkstemp(prefix=".module-executions-")
         os.close(handle)
+        atexit.register(Path(self.lines).unlink)
         record_executions(self.lines)
-        self.playbook = ""
+        self.playbook, self.count = "", 0
         self.began = time.time()
         self.spent: dict[str, list[float]] = {}
         self.since = ("start", time.monotonic(), 0.0)
@@ -119,6 +121,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def v2_playbook_on_start(self, playbook: Playbook) -> None:
         self.playbook = str(playbook._file_name)
+        # One command may run several playbooks, each with its own file of counts.
+        self.count += 1
+        if self.count > 1:
+            self.began, self.spent = time.time(), {}
+            self.since = ("start", time.monotonic(), cpu())
 
     def v2_playbook_on_task_start(self, task: Task, is_conditional: bool) -> None:
         self.turn_to(owner(task))
@@ -146,9 +153,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             "hosts": {host: stats.summarize(host) for host in sorted(stats.processed)},
             "roles": roles,
         }
-        os.unlink(self.lines)
+        os.truncate(self.lines, 0)
         # The name sorts by time; a reader never sees half a file.
-        target = self.folder / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(self.began))}-{os.getpid()}.json"
+        target = (
+            self.folder / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(self.began))}-{os.getpid()}-{self.count}.json"
+        )
         part = target.with_suffix(".part")
         part.write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
         part.replace(target)

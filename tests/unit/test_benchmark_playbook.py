@@ -13,6 +13,13 @@ import pytest
 from benchmark.playbook_report import Cost, by_role, summary, wrong
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOK = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - name: Look
+      ansible.builtin.stat: {path: "{{ folder }}"}
+"""
 PLAYBOOK = """\
 - hosts: all
   gather_facts: false
@@ -41,8 +48,8 @@ ROLE = """\
 """
 
 
-def counted(folder: Path, *arguments: str) -> dict[str, Any]:
-    """A run on two hosts that are this machine."""
+def all_counted(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Runs on two hosts that are this machine, in one command: of site.yml and of further playbooks."""
     (folder / "roles/files/tasks").mkdir(parents=True, exist_ok=True)
     (folder / "roles/files/tasks/main.yml").write_text(ROLE)
     (folder / "site.yml").write_text(PLAYBOOK)
@@ -59,10 +66,26 @@ def counted(folder: Path, *arguments: str) -> dict[str, Any]:
             "MODELHOST_EXECUTIONS": str(folder / "counted"),
         },
     )
-    (file,) = (folder / "counted").iterdir()
-    run: dict[str, Any] = json.loads(file.read_text())
-    file.unlink()
+    files = sorted((folder / "counted").iterdir())
+    runs: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
+    for file in files:
+        file.unlink()
+    return runs
+
+
+def counted(folder: Path, *arguments: str) -> dict[str, Any]:
+    (run,) = all_counted(folder, *arguments)
     return run
+
+
+def test_playbooks_of_one_command_are_counted_each_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "look.yml").write_text(LOOK)
+    site, look = all_counted(tmp_path, "look.yml")
+    assert (site["playbook"], look["playbook"]) == ("site.yml", "look.yml")
+    assert site["roles"]["files"]["executions"] == 10
+    assert {name: role["tasks"] for name, role in look["roles"].items() if role["tasks"]} == {
+        "look.yml": {"Look": {"stat": 2}}
+    }
 
 
 def test_what_is_executed_is_counted_by_role_and_task(tmp_path: Path) -> None:
