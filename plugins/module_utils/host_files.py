@@ -213,6 +213,19 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+def with_folders_above(items: list[Item]) -> list[Item]:
+    """The set, and the folders above its folders that are not there yet: root's, for everybody to enter."""
+    named = {item["path"] for item in items}
+    more: dict[str, Item] = {}
+    for item in items:
+        path = os.path.dirname(item["path"])
+        while item["kind"] == "directory" and not unwanted(item) and look(path) is None:
+            if path not in named:
+                more[path] = {"path": path, "kind": "directory", "owner": None, "group": None, "mode": 0o755}
+            path = os.path.dirname(path)
+    return [*more.values(), *items]
+
+
 class Writer:
     """Does what a set of files needs. `run` runs a validator: arguments → (return code, output)."""
 
@@ -352,6 +365,7 @@ class Writer:
 
     def apply(self) -> None:
         """Changes what has to be changed, or in check mode only notes it."""
+        self.items = with_folders_above(self.items)
         problems = self.problems()
         if problems:
             raise Refused(problems)

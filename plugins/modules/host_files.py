@@ -124,6 +124,7 @@ options:
     elements: path
     default: []
 notes:
+  - Folders above a folder of the set are made where they are missing. A file needs a folder that is there or named.
   - Links in the way of a path are followed if they belong to root. Folders of other accounts are refused as a place for
     root's files, because their owner could lead root elsewhere.
   - In check mode, accounts and folders that are not there yet are taken as made by the tasks before.

@@ -143,6 +143,17 @@ def test_a_pattern_removes_what_the_set_does_not_name(tmp_path: Path) -> None:
     assert Path("/etc").is_dir()
 
 
+def test_folders_above_a_folder_are_made(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        done = changes(directory(tmp_path / "a/b/c", mode=0o700), file(tmp_path / "a/b/c/conf"))
+    finally:
+        os.umask(before)
+    assert done == {"a": ["created"], "b": ["created"], "c": ["created"], "conf": ["created"]}
+    assert [mode(tmp_path / name) for name in ("a", "a/b", "a/b/c")] == [0o755, 0o755, 0o700]
+    assert changes(directory(tmp_path / "x/y", create=False)) == {}
+
+
 def test_what_is_not_there_can_be_left_alone(tmp_path: Path) -> None:
     item = directory(tmp_path / "kept", mode=0o700, create=False)
     assert changes(item) == {}

@@ -74,7 +74,8 @@ def test_parts_behind_the_others_have_a_lane_of_their_own_where_the_memory_is_en
 
     waiting, behind = ["a", "unit", "b", "c", "lint"], ["unit", "lint"]
     for own_lane, order in ((False, ["a", "unit"]), (True, ["a", "unit", "b"])):
-        left, running = list(waiting), []
+        left = list(waiting)
+        running: list[str] = []
         while name := parts.turn(left, running, 2, behind, own_lane):
             left.remove(name)
             running.append(name)
