@@ -5,8 +5,7 @@ parts.py [--lanes N] [--behind PART]… LOGS REPORT COMMAND PART…
 
 A part is one argument: words for COMMAND, such as "scenario default". Its output goes to LOGS/scenario-default.log, its
 result into REPORT (JUnit XML, with seconds). The next part starts when a lane is free, so name the longest first. Parts
-that are named --behind take what processor time the others leave: an engine waits for no unit test. They have a lane of
-their own where the memory is enough for one more.
+that are named --behind take what processor time the others leave: an engine waits for no unit test.
 An interrupt reaches all parts, and nothing that they started goes on.
 """
 
@@ -62,27 +61,12 @@ class Part:
         return time.monotonic() - self.began
 
 
-def memory_lanes() -> int:
-    """For how many parts the memory is enough."""
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 // LANE_GIB)
-
-
 def lanes() -> int:
     """How many parts this machine runs at once, unless it is said."""
     if os.environ.get("MODELHOST_TEST_LANES"):
         return int(os.environ["MODELHOST_TEST_LANES"])
-    return max(1, min(len(os.sched_getaffinity(0)), memory_lanes()))
-
-
-def turn(waiting: list[str], running: list[str], lanes: int, behind: list[str], own_lane: bool) -> str:
-    """The part that starts now; nothing where all lanes are taken."""
-    if not own_lane:
-        return waiting[0] if waiting and len(running) < lanes else ""
-    free = {
-        True: not any(name in behind for name in running),
-        False: sum(name not in behind for name in running) < lanes,
-    }
-    return next((name for name in waiting if free[name in behind]), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory // LANE_GIB)))
 
 
 def descendants() -> list[int]:
@@ -104,10 +88,8 @@ def descendants() -> list[int]:
 class Run:
     """All parts."""
 
-    def __init__(self, logs: Path, report: Path, command: str, lanes: int, behind: list[str], own_lane: bool) -> None:
+    def __init__(self, logs: Path, report: Path, command: str, lanes: int, behind: list[str]) -> None:
         self.logs, self.report, self.command, self.lanes, self.behind = logs, report, command, lanes, behind
-        #: Whether the parts behind the others have a lane of their own.
-        self.own_lane = own_lane
         self.running: dict[int, Part] = {}
         self.failed = False
         self.terminal = sys.stdout.isatty()
@@ -215,11 +197,8 @@ class Run:
     def all(self, names: list[str]) -> int:
         waiting = list(names)
         while waiting or self.running:
-            running = [part.name for part in self.running.values()]
-            while name := turn(waiting, running, self.lanes, self.behind, self.own_lane):
-                waiting.remove(name)
-                running.append(name)
-                self.start(name)
+            while waiting and len(self.running) < self.lanes:
+                self.start(waiting.pop(0))
             if self.wait(1):
                 self.end()
             self.reap()
@@ -237,8 +216,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="+")
     given = parser.parse_args()
     given.logs.mkdir(parents=True, exist_ok=True)
-    own_lane = memory_lanes() > given.lanes > 1
-    return Run(given.logs, given.report, given.command, given.lanes, given.behind, own_lane).all(given.parts)
+    return Run(given.logs, given.report, given.command, given.lanes, given.behind).all(given.parts)
 
 
 if __name__ == "__main__":

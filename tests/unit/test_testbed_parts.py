@@ -68,23 +68,6 @@ def test_not_more_than_there_are_lanes(command: Path) -> None:
     assert run(command, 1, "alone 1", "alone 2", "alone 3").returncode == 0
 
 
-def test_parts_behind_the_others_have_a_lane_of_their_own_where_the_memory_is_enough() -> None:
-    sys.path.insert(0, str(ROOT / "testbed"))
-    import parts
-
-    waiting, behind = ["a", "unit", "b", "c", "lint"], ["unit", "lint"]
-    for own_lane, order in ((False, ["a", "unit"]), (True, ["a", "unit", "b"])):
-        left = list(waiting)
-        running: list[str] = []
-        while name := parts.turn(left, running, 2, behind, own_lane):
-            left.remove(name)
-            running.append(name)
-        assert running == order
-    assert parts.turn(["c", "lint"], ["unit", "b"], 2, behind, True) == "c"
-    assert parts.turn(["c", "lint"], ["a", "b"], 2, behind, True) == "lint"
-    assert parts.turn([], [], 2, behind, True) == ""
-
-
 def test_a_part_behind_the_others_leaves_them_the_processor(command: Path) -> None:
     own = os.nice(0)
     for part, expected in (("nice", min(own + 10, 19)), ("nice x", own)):
